@@ -1,0 +1,124 @@
+import math
+
+import pytest
+import torch
+
+from triptych.data.audio import (
+    add_noise,
+    amplify,
+    draw_sound,
+    finish_sound,
+    mask_mels,
+    mask_steps,
+    spectrogram_steps,
+)
+from triptych.recipe import AudioTransform
+
+RATE = 16_000.0
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def draws_of(transform: AudioTransform, *seeds: int) -> dict[str, torch.Tensor]:
+    each = [draw_sound(transform, seeded(seed)) for seed in seeds]
+    return {name: torch.stack([draws[name] for draws in each]) for name in each[0]}
+
+
+def sound(rows: int = 2, seconds: float = 1.0) -> torch.Tensor:
+    return 0.1 * torch.randn(rows, round(seconds * RATE), generator=seeded())
+
+
+def test_levels_change_by_decibels() -> None:
+    out = amplify(torch.ones(3, 2), torch.tensor([20.0, 0.0, -6.0206]))
+    assert out[:, 0].tolist() == pytest.approx([10.0, 1.0, 0.5], rel=1e-5)
+
+
+def test_a_mask_sets_steps_or_mels_to_the_mean_of_what_is_valid() -> None:
+    x = torch.arange(12.0).view(1, 4, 3)
+    length = torch.tensor([3])  # the mean of 0..8 is 4
+    out = mask_steps(x, length, torch.tensor([2.0]), torch.tensor([0.9]))
+    assert out[0].tolist() == [[0, 1, 2], [4, 4, 4], [4, 4, 4], [9, 10, 11]]
+    out = mask_mels(x, length, torch.tensor([1.0]), torch.tensor([0.5]))
+    assert out[0].tolist() == [[0, 4, 2], [3, 4, 5], [6, 4, 8], [9, 10, 11]]
+    assert torch.equal(mask_steps(x, length, torch.tensor([0.0]), torch.tensor([0.5])), x)
+
+
+def test_noise_is_a_function_of_the_row_alone() -> None:
+    x = torch.zeros(3, 500, 8)
+    out = add_noise(x, 0.5, torch.tensor([5, 6, 5]))
+    assert out.std().item() == pytest.approx(0.5, rel=0.03)
+    assert torch.equal(out[0], out[2]) and not torch.equal(out[0], out[1])
+    assert torch.equal(add_noise(x[:1], 0.5, torch.tensor([6]))[0], out[1])
+
+
+def test_draws_have_the_ranges_of_the_transform() -> None:
+    transform = AudioTransform(gain=6.0, time_mask=3, mel_mask=0)
+    draws = draws_of(transform, *range(500))
+    assert -6 <= draws["gain"].min() < -5.9 and 5.9 < draws["gain"].max() <= 6
+    assert set(draws["time_mask"].tolist()) == {0.0, 1.0, 2.0, 3.0} and not draws["mel_mask"].any()
+    assert len(set(draws["noise_seed"].tolist())) == 500
+
+
+@pytest.mark.parametrize("front_end", ["log_mel", "fbank"])
+def test_the_steps_of_a_filter_bank_are_known_before(front_end: str) -> None:
+    transform = AudioTransform(front_end=front_end, mels=40)  # type: ignore[arg-type]
+    for samples in (400, 559, 560, 16_000, 15_999):
+        waveform = torch.zeros(1, samples)
+        out, length = finish_sound(waveform, torch.tensor([samples]), RATE, draws_of(transform, 0), transform)
+        assert length.item() == out.shape[1] == spectrogram_steps(torch.tensor([samples]), RATE, transform).item()
+        assert out.shape[2] == 40
+    assert spectrogram_steps(torch.tensor([0]), RATE, transform).item() == 0
+
+
+def test_a_second_of_kaldi_has_98_steps() -> None:
+    # vision-transformers-common, section 6: 1 + (n - 400) // 160 without padding; 10 s give 998.
+    transform = AudioTransform(front_end="fbank")
+    assert spectrogram_steps(torch.tensor([16_000, 160_000]), RATE, transform).tolist() == [98, 998]
+
+
+@pytest.mark.parametrize("front_end", ["log_mel", "fbank"])
+def test_padding_is_zero_before_the_normalisation(front_end: str) -> None:
+    # AudioSet's numbers: a padded step has the value 4.2677393 / 9.1379948 = 0.467032.
+    transform = AudioTransform(front_end=front_end, steps=128, mean=-4.2677393, std=9.1379948)  # type: ignore[arg-type]
+    out, length = finish_sound(sound(), torch.tensor([16_000, 8_000]), RATE, draws_of(transform, 0, 1), transform)
+    assert out.shape == (2, 128, 80)
+    assert (out[0, length[0] :] - 0.467032).abs().max() < 1e-6 and (out[1, length[1] :] - 0.467032).abs().max() < 1e-6
+    assert length.tolist() == ([98, 48] if front_end == "fbank" else [101, 51])
+
+
+def test_silence_lies_at_the_floor_and_nothing_at_zero() -> None:
+    transform = AudioTransform(mels=8, low=0.0)
+    out, length = finish_sound(
+        torch.zeros(2, 1600), torch.tensor([1600, 0]), RATE, draws_of(transform, 0, 1), transform
+    )
+    assert length.tolist() == [11, 0]
+    assert out[0].unique().tolist() == pytest.approx([math.log(1e-6)], rel=1e-5) and not out[1].any()
+
+
+def test_waveforms_are_padded_or_cut() -> None:
+    transform = AudioTransform(front_end="waveform", steps=20_000)
+    out, length = finish_sound(sound(), torch.tensor([16_000, 9]), None, draws_of(transform, 0, 1), transform)
+    assert out.shape == (2, 20_000) and length.tolist() == [16_000, 9] and not out[:, 16_000:].any()
+    transform = AudioTransform(front_end="waveform", steps=100)
+    out, length = finish_sound(sound(), torch.tensor([16_000, 9]), None, draws_of(transform, 0, 1), transform)
+    assert out.shape == (2, 100) and length.tolist() == [100, 9]
+
+
+def test_a_clip_does_not_depend_on_the_others_of_its_batch() -> None:
+    transform = AudioTransform(mels=16, gain=6.0, noise=0.1, time_mask=20, mel_mask=5, steps=90)
+    waveform, length = sound(3), torch.tensor([16_000, 12_000, 0])
+    together, steps = finish_sound(waveform, length, RATE, draws_of(transform, 0, 1, 2), transform)
+    for row in range(3):
+        alone, step = finish_sound(waveform[row, None], length[row, None], RATE, draws_of(transform, row), transform)
+        torch.testing.assert_close(alone[0], together[row], atol=1e-5, rtol=0)
+        assert step[0] == steps[row]
+
+
+def test_candidates_share_the_draws_of_their_row() -> None:
+    transform = AudioTransform(mels=16, gain=6.0, noise=0.1)
+    waveform = sound(1).expand(2, -1)[None].expand(2, -1, -1)
+    out, length = finish_sound(waveform, torch.full((2, 2), 16_000), RATE, draws_of(transform, 0, 1), transform)
+    assert out.shape == (2, 2, 101, 16) and length.tolist() == [[101, 101]] * 2
+    assert torch.equal(out[0, 0], out[0, 1]) and not torch.equal(out[0, 0], out[1, 0])

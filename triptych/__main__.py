@@ -1,0 +1,5 @@
+"""``python -m triptych``, and ``torchrun -m triptych`` on several devices."""
+
+from triptych.cli import main
+
+main()

@@ -1,0 +1,62 @@
+"""The table of methods. It imports none of them: a name leads to a module and a class, which are loaded when asked for.
+
+Someone else's method needs no entry: ``their.module:TheirMethod`` resolves as it is.
+"""
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from triptych.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method of the catalogue."""
+
+    target: str
+    """``module:Class``."""
+    title: str
+    """The paper's short name."""
+    paper: str
+    """Authors, venue and identifier."""
+    streams: tuple[str, ...]
+    """Streams that the method learns from."""
+    golden: str | None = None
+    """Slug of the golden cases that it is tested against, if there are any."""
+
+
+CATALOG: dict[str, Entry] = {
+    "lava": Entry(
+        target="triptych.methods.lava:LAVA",
+        title="LAVA",
+        paper="Gurram, Fang, Chan, Canny: Language Audio Vision Alignment, ICML 2022 workshop, arXiv 2207.08024",
+        streams=("video", "audio", "text"),
+        golden="lava",
+    ),
+    "supervised": Entry(
+        target="triptych.methods.supervised:Supervised",
+        title="Supervised",
+        paper="no paper: the upper line of every table, trained on a label column",
+        streams=("video", "audio"),
+    ),
+}
+
+
+def resolve(name: str) -> Any:
+    """Return the class that ``name`` stands for: a name of the catalogue, or ``module:Class``.
+
+    Raises:
+        UsageError: If there is no such name, module or class; it names the nearest names.
+    """
+    target = CATALOG[name].target if name in CATALOG else name
+    module, _, attribute = target.partition(":")
+    if not attribute:
+        near = difflib.get_close_matches(name, CATALOG, n=3)
+        hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(CATALOG)}."
+        raise UsageError(f"There is no method '{name}'; {hint} A method of your own is named as module:Class.")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UsageError(f"The method '{name}' cannot be loaded: {error}.") from error

@@ -1,0 +1,307 @@
+"""The command line: each verb is a few lines over ``triptych.api``, which is imported only when a verb runs."""
+
+import signal
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from triptych.errors import TriptychError, UsageError
+
+app = typer.Typer(
+    help="Learn joint representations of video, audio and language from your own videos; evaluate and search them.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Source = Annotated[Path, Argument(help="A folder (walked recursively), a media file, or a CSV/JSONL manifest.")]
+ModelName = Annotated[str, Argument(help="A model folder, a run, or random:METHOD or random:RUN.")]
+Json = Annotated[bool, Option("--json", help="Print JSON for a program to read.")]
+Device = Annotated[str | None, Option(help="cpu, cuda, cuda:1, ...; found by itself where not given.")]
+Workers = Annotated[int | None, Option(min=0, help="Decoding processes; chosen from the cores where not given.")]
+Seed = Annotated[int, Option(min=0, help="Seed of everything drawn.")]
+Split = Annotated[str | None, Option(help="Use the rows of this split.")]
+
+
+class Task(StrEnum):
+    """Tasks of `evaluate`."""
+
+    probe = "probe"
+    knn = "knn"
+    retrieval = "retrieval"
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, Option(help="Folder for everything the demo makes.")] = Path("demo"),
+    minutes: Annotated[float, Option(min=0.1, help="Minutes of training.")] = 4.5,
+    seed: Seed = 0,
+) -> None:
+    """Write a toy world, pretrain on it, evaluate, index, search, and write the report: no arguments needed."""
+    from triptych.demo import run_demo
+
+    run_demo(out, minutes=minutes, seed=seed)
+
+
+@app.command()
+def toyworld(
+    out: Annotated[Path, Option(help="Folder to write.")],
+    recordings: Annotated[int | None, Option(min=1, help="Recordings; the demo's number where not given.")] = None,
+    difficulty: Annotated[float, Option(min=0, help="Strength of what must be ignored; 1 is the demo's.")] = 1.0,
+    size: Annotated[int, Option(min=32, help="Side of the picture, pixels.")] = 96,
+    seed: Seed = 0,
+    workers: Workers = None,
+) -> None:
+    """Write the toy world alone: real media files whose picture, sound and captions share causes."""
+    from triptych import api
+
+    manifest = api.write_toyworld(
+        out, recordings=recordings, difficulty=difficulty, size=size, seed=seed, workers=workers
+    )
+    print(manifest)
+
+
+@app.command()
+def methods(
+    name: Annotated[str | None, Argument(help="A method; all where not given.")] = None,
+    recipe: Annotated[str | None, Option(help="Print this recipe (small, base, paper) as YAML.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the methods, show the page of one, or print a recipe of one."""
+    from triptych import api
+
+    print(api.describe_methods(name, recipe, as_json))
+
+
+@app.command()
+def prepare(
+    source: Source,
+    out: Annotated[Path, Option(help="Folder of the collection.")],
+    short_side: Annotated[int | None, Option(min=16, help="Re-encode to this short side, pixels.")] = None,
+    gop: Annotated[int | None, Option(min=1, help="Re-encode with a keyframe every so many frames.")] = None,
+    fps: Annotated[float | None, Option(min=0.1, help="Re-encode at this frame rate.")] = None,
+    audio_rate: Annotated[int | None, Option(min=1000, help="Re-encode the sound at this rate, Hz.")] = None,
+    layout: Annotated[
+        str | None, Option(help="SOURCE is a public data set: ucf101, esc50, ... (docs/layouts.md).")
+    ] = None,
+    annotations: Annotated[Path | None, Option(help="Folder or file of that data set's lists.")] = None,
+    layout_split: Annotated[str | None, Option(help="Which of the data set's splits, where it has several.")] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Probe and estimate; write nothing.")] = False,
+    workers: Workers = None,
+) -> None:
+    """Probe every file once, set the broken ones aside with reasons, optionally re-encode, write manifest.csv."""
+    from triptych import api
+
+    api.prepare(
+        source,
+        out,
+        short_side=short_side,
+        gop=gop,
+        fps=fps,
+        audio_rate=audio_rate,
+        layout=layout,
+        annotations=annotations,
+        layout_split=layout_split,
+        dry_run=dry_run,
+        workers=workers,
+    )
+
+
+@app.command()
+def pretrain(
+    source: Annotated[Path | None, Argument(help="A folder, a media file, or a CSV/JSONL manifest.")] = None,
+    method: Annotated[str | None, Option(help="A method of `triptych methods`, or module:Class.")] = None,
+    out: Annotated[Path | None, Option(help="Folder of the run; it must not hold one.")] = None,
+    recipe: Annotated[str | None, Option(help="small, base, paper, or a YAML/JSON file.")] = None,
+    assignments: Annotated[
+        list[str] | None, Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; repeatable.")
+    ] = None,
+    init: Annotated[str | None, Option(metavar="MODEL", help="Begin with these weights.")] = None,
+    resume: Annotated[Path | None, Option(metavar="RUN", help="Continue this run exactly.")] = None,
+    minutes: Annotated[float | None, Option(min=0.05, help="Fit the number of steps to this time.")] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Estimate time and memory; train nothing.")] = False,
+    device: Device = None,
+) -> None:
+    """Pretrain a method on unlabelled recordings, or continue an interrupted run."""
+    from triptych import api
+
+    if resume is not None:
+        if source or method or out or recipe or assignments or init or minutes:
+            raise UsageError("--resume RUN takes everything from the run; give it alone.")
+        api.resume(resume, device=device)
+        return
+    if source is None or method is None or out is None:
+        raise UsageError("Give SOURCE, --method and --out (or --resume RUN).")
+    api.pretrain(
+        source,
+        method=method,
+        out=out,
+        recipe=recipe,
+        assignments=assignments or [],
+        init=init,
+        minutes=minutes,
+        dry_run=dry_run,
+        device=device,
+    )
+
+
+@app.command()
+def evaluate(
+    model: ModelName,
+    source: Source,
+    task: Annotated[list[Task], Option(help="What to measure; repeatable.")],
+    label: Annotated[str | None, Option(metavar="COLUMN", help="Column with the labels.")] = None,
+    streams: Annotated[str | None, Option(help="Streams, with commas; all where not given.")] = None,
+    query: Annotated[str | None, Option("--from", metavar="STREAM", help="Retrieval: only queries of it.")] = None,
+    target: Annotated[str | None, Option("--to", metavar="STREAM", help="Retrieval: only answers of it.")] = None,
+    group: Annotated[str | None, Option(metavar="COLUMN", help="Rows that are one item.")] = None,
+    folds: Annotated[str | None, Option(metavar="COLUMN", help="Cross-validate over this column.")] = None,
+    windows: Annotated[int | None, Option(min=1, help="Windows a recording; the model's own where not given.")] = None,
+    split: Split = None,
+    baseline: Annotated[bool, Option(help="Also measure pixel and spectrogram statistics.")] = True,
+    seed: Seed = 0,
+    device: Device = None,
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a model by the protocols of the field, beside random weights and chance."""
+    from triptych import api
+
+    print(
+        api.evaluate(
+            model,
+            source,
+            tasks=[one.value for one in task],
+            label=label,
+            streams=streams.split(",") if streams else None,
+            query=query,
+            target=target,
+            group=group,
+            folds=folds,
+            windows=windows,
+            split=split,
+            baseline=baseline,
+            seed=seed,
+            device=device,
+            workers=workers,
+        ).render(as_json)
+    )
+
+
+@app.command()
+def embed(
+    model: ModelName,
+    source: Source,
+    out: Annotated[Path, Option(help="Folder of the table; written again, it continues.")],
+    kind: Annotated[
+        str, Option(help="embed: vectors of the joint spaces; features: what the encoders yield.")
+    ] = "embed",
+    split: Split = None,
+    device: Device = None,
+    workers: Workers = None,
+) -> None:
+    """Write the vectors of every window of SOURCE to a table."""
+    from triptych import api
+
+    api.embed(model, source, out, kind=kind, split=split, device=device, workers=workers)
+
+
+@app.command()
+def index(
+    model: ModelName,
+    source: Source,
+    out: Annotated[Path, Option(help="Folder of the index; run again, it takes in what changed.")],
+    seconds: Annotated[float | None, Option(min=0.1, help="Length of a window; the model's where not given.")] = None,
+    stride: Annotated[
+        float | None, Option(min=0.05, help="Seconds between windows; their length where not given.")
+    ] = None,
+    device: Device = None,
+    workers: Workers = None,
+) -> None:
+    """Index a folder for search; run again, it adds what is new and drops what is gone."""
+    from triptych import api
+
+    api.index(model, source, out, seconds=seconds, stride=stride, device=device, workers=workers)
+
+
+@app.command()
+def search(
+    index: Annotated[Path, Argument(help="An index.")],
+    words: Annotated[str | None, Argument(help="What to look for.")] = None,
+    audio: Annotated[Path | None, Option(help="Look for this sound (or the sound of a video).")] = None,
+    video: Annotated[Path | None, Option(help="Look for this clip.")] = None,
+    image: Annotated[Path | None, Option(help="Look for this picture.")] = None,
+    k: Annotated[int, Option("-k", min=1, help="Hits.")] = 10,
+    path: Annotated[str | None, Option(metavar="GLOB", help="Only files whose path matches.")] = None,
+    between: Annotated[tuple[float, float] | None, Option(metavar="START END", help="Only these seconds.")] = None,
+    streams: Annotated[str | None, Option(help="Streams to look in, with commas.")] = None,
+    save: Annotated[Path | None, Option(metavar="DIR", help="Cut the hits out as mp4.")] = None,
+    source: Annotated[Path | None, Option(help="Where the folder lies now, if it was moved.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Search an index by words, a sound, a clip or a picture."""
+    from triptych import api
+
+    print(
+        api.search(
+            index,
+            words,
+            audio=audio,
+            video=video,
+            image=image,
+            k=k,
+            path=path,
+            between=between,
+            streams=streams.split(",") if streams else None,
+            save=save,
+            source=source,
+        ).render(as_json)
+    )
+
+
+@app.command()
+def info(
+    path: Annotated[Path, Argument(help="A model, run, index, table or collection.")],
+    as_json: Json = False,
+) -> None:
+    """Say what a folder is: version, method, spaces, size, data."""
+    from triptych import api
+
+    print(api.info(path, as_json))
+
+
+@app.command()
+def report(run: Annotated[Path, Argument(help="A run.")]) -> None:
+    """Write RUN/report.html: curves, tables, neighbours and a map of the embeddings on one page."""
+    from triptych import api
+
+    print(api.write_report(run))
+
+
+def _terminate(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line: exit 0 when done, 1 with a message that says what to do, 2 for wrong usage."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(arguments)
+    except UsageError as error:
+        print(f"triptych: {error}", file=sys.stderr)
+        sys.exit(2)
+    except TriptychError as error:
+        print(f"triptych: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("triptych: interrupted.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)

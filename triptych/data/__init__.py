@@ -1,0 +1,1 @@
+"""From recordings to batches: windows in time, transforms, loading."""

@@ -1,0 +1,148 @@
+"""Waveforms to what an audio encoder reads: level, filter bank, SpecAugment and noise, batched on the device.
+
+All draws are made in the worker and travel with the clip; only Gaussian noise is drawn here, from a seed a clip.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int, Shaped
+from torch import Tensor
+
+from triptych.layers.spectrogram import kaldi_fbank, log_mel
+from triptych.recipe import AudioTransform
+
+
+def draw_sound(transform: AudioTransform, generator: torch.Generator) -> dict[str, Tensor]:
+    """Draw what ``finish_sound`` applies to a clip; scalars by name."""
+    rolls = torch.rand(5, generator=generator)
+    return {
+        "gain": transform.gain * (2 * rolls[0] - 1),
+        "time_mask": torch.floor(rolls[1] * (transform.time_mask + 1)),
+        "time_place": rolls[2],
+        "mel_mask": torch.floor(rolls[3] * (transform.mel_mask + 1)),
+        "mel_place": rolls[4],
+        "noise_seed": torch.randint(2**62, (), generator=generator),
+    }
+
+
+def finish_sound(
+    waveform: Float[Tensor, "batch *candidates samples"],
+    length: Int[Tensor, " batch *candidates"],
+    rate: float | None,
+    draws: dict[str, Shaped[Tensor, " batch"]],
+    transform: AudioTransform,
+) -> tuple[Float[Tensor, "batch ..."], Int[Tensor, " batch *candidates"]]:
+    """Apply level, front end, padding, normalisation, masks and noise, with draws of ``draw_sound`` (one set a row).
+
+    Args:
+        waveform: Mono, in [-1, 1]; zeros beyond ``length``.
+        length: Valid samples.
+        rate: Samples a second; only the front end ``waveform`` may leave it open.
+        draws: One set a row; candidates share it.
+        transform: Says which front end.
+
+    Returns:
+        The waveform, or a spectrogram ``batch steps mels``, and its valid steps. Steps beyond them are zeros in the
+        domain of the logarithm, then normalised like the rest.
+    """
+    if length.ndim == 2:
+        count = length.shape[1]
+        repeated = {name: value.repeat_interleave(count) for name, value in draws.items()}
+        x, flat = finish_sound(waveform.flatten(0, 1), length.flatten(), rate, repeated, transform)
+        return x.reshape(*length.shape, *x.shape[1:]), flat.reshape(length.shape)
+    x = amplify(waveform, draws["gain"]) if transform.gain else waveform
+    if transform.front_end != "waveform":
+        assert rate is not None
+        x, length = _spectrogram(x, length, rate, transform)
+    if transform.steps is not None:
+        x = _fit(x, transform.steps)
+        length = length.clamp(max=transform.steps)
+    if transform.mean or transform.std != 1:
+        x = (x - transform.mean) / transform.std
+    if transform.front_end != "waveform" and transform.time_mask:
+        x = mask_steps(x, length, draws["time_mask"], draws["time_place"])
+    if transform.front_end != "waveform" and transform.mel_mask:
+        x = mask_mels(x, length, draws["mel_mask"], draws["mel_place"])
+    if transform.noise:
+        x = add_noise(x, transform.noise, draws["noise_seed"])
+    return x, length
+
+
+def spectrogram_steps(samples: Int[Tensor, " batch"], rate: float, transform: AudioTransform) -> Int[Tensor, " batch"]:
+    """Return how many steps of the transform's filter bank so many samples give; 0 for 0."""
+    if transform.front_end == "fbank":
+        steps = (samples - int(rate * transform.window)).div(int(rate * transform.hop), rounding_mode="floor") + 1
+    else:
+        steps = samples // round(rate * transform.hop) + 1
+    return steps.clamp(min=0).where(samples > 0, 0)
+
+
+def amplify(
+    waveform: Float[Tensor, "batch samples"], decibels: Float[Tensor, " batch"]
+) -> Float[Tensor, "batch samples"]:
+    """Change the level of each clip."""
+    return waveform * torch.pow(10.0, decibels / 20)[:, None]
+
+
+def mask_steps(
+    x: Float[Tensor, "batch steps mels"],
+    length: Int[Tensor, " batch"],
+    width: Float[Tensor, " batch"],
+    place: Float[Tensor, " batch"],
+) -> Float[Tensor, "batch steps mels"]:
+    """Set ``width`` steps of each clip to the clip's mean (SpecAugment); ``place`` in [0, 1) says where."""
+    start = torch.floor(place * (length - width + 1).clamp(min=1))
+    step = torch.arange(x.shape[1], device=x.device)
+    hidden = (step >= start[:, None]) & (step < (start + width)[:, None]) & (step < length[:, None])
+    return torch.where(hidden[:, :, None], _mean(x, length), x)
+
+
+def mask_mels(
+    x: Float[Tensor, "batch steps mels"],
+    length: Int[Tensor, " batch"],
+    width: Float[Tensor, " batch"],
+    place: Float[Tensor, " batch"],
+) -> Float[Tensor, "batch steps mels"]:
+    """Set a band of ``width`` mels of each clip to the clip's mean (SpecAugment); ``place`` in [0, 1) says where."""
+    start = torch.floor(place * (x.shape[2] - width + 1).clamp(min=1))
+    mel = torch.arange(x.shape[2], device=x.device)
+    band = (mel >= start[:, None]) & (mel < (start + width)[:, None])
+    valid = torch.arange(x.shape[1], device=x.device) < length[:, None]
+    return torch.where(band[:, None, :] & valid[:, :, None], _mean(x, length), x)
+
+
+def add_noise(
+    x: Float[Tensor, "batch ..."], deviation: float, seeds: Int[Tensor, " batch"]
+) -> Float[Tensor, "batch ..."]:
+    """Add Gaussian noise, each row's from its own seed, so that it does not depend on the batch."""
+    generator = torch.Generator(x.device)
+    noise = torch.empty_like(x)
+    for row, seed in enumerate(seeds.tolist()):
+        noise[row].normal_(0.0, deviation, generator=generator.manual_seed(seed))
+    return x + noise
+
+
+def _spectrogram(
+    waveform: Float[Tensor, "batch samples"], length: Int[Tensor, " batch"], rate: float, transform: AudioTransform
+) -> tuple[Float[Tensor, "batch steps mels"], Int[Tensor, " batch"]]:
+    sizes: dict[str, Any] = {"mels": transform.mels, "window": transform.window, "hop": transform.hop}
+    if transform.front_end == "fbank":
+        x = kaldi_fbank(waveform, rate, low=transform.low, high=transform.high, **sizes)
+    else:
+        x = log_mel(waveform, rate, low=transform.low, high=transform.high, floor=transform.floor, **sizes)
+    steps = spectrogram_steps(length, rate, transform)
+    valid = torch.arange(x.shape[1], device=x.device) < steps[:, None]
+    return x.where(valid[:, :, None], 0.0), steps
+
+
+def _fit(x: Float[Tensor, "batch steps *mels"], steps: int) -> Float[Tensor, "batch {steps} *mels"]:
+    if x.shape[1] >= steps:
+        return x[:, :steps]
+    return torch.cat([x, x.new_zeros(len(x), steps - x.shape[1], *x.shape[2:])], dim=1)
+
+
+def _mean(x: Float[Tensor, "batch steps mels"], length: Int[Tensor, " batch"]) -> Float[Tensor, "batch 1 1"]:
+    valid = torch.arange(x.shape[1], device=x.device) < length[:, None]
+    total = (x * valid[:, :, None]).sum(dim=(1, 2), keepdim=True)
+    return total / (length.clamp(min=1) * x.shape[2])[:, None, None]

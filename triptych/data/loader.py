@@ -1,0 +1,514 @@
+"""Batches of a data set: which rows, in which order, decoded by whom.
+
+Every draw is a function of (seed, epoch, row, copy, view): the same batches come whatever the number of decoding
+processes, and several ranks together see what one alone would.
+"""
+
+import logging
+import math
+import multiprocessing
+import os
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from types import TracebackType
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from triptych.batch import Batch
+from triptych.data.clips import Item, Look, RawBatch, collate, decode, finish, seeded
+from triptych.data.text import Tokenizer
+from triptych.data.windows import draw_windows
+from triptych.errors import TriptychError, UsageError
+from triptych.media.collection import Rows
+from triptych.recipe import AudioTransform, BatchSpec, TextTransform, Viewing, Whole
+
+ATTEMPTS = 20
+"""Rows tried for one place of a batch before the loader gives up."""
+STAND_IN = 1 << 40
+"""Copies from this number on are draws of a row in the place of another: other windows than its own."""
+SWEEP = -1
+"""The epoch that the draws of a sweep belong to."""
+NO_LABEL = -100
+"""Target of a row whose label column is empty (what cross entropy ignores)."""
+
+log = logging.getLogger("triptych")
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What a worker decodes in one go: the rows of one micro-batch."""
+
+    epoch: int
+    place: int
+    """Place of the first row in the epoch."""
+    rows: tuple[int, ...]
+    copies: tuple[int, ...]
+    """Which draw of its row in this epoch each is."""
+    replace: bool
+    """Whether another row takes the place of an unreadable one."""
+
+
+@dataclass
+class _Result:
+    batch: RawBatch | None = None
+    problems: list[tuple[int, str]] = field(default_factory=list)
+    failed: int = 0
+    """Draws whose own row could not be used."""
+    error: str | None = None
+
+    def pin_memory(self) -> "_Result":
+        """Return the result with its clips in page-locked memory (called by the engine's thread)."""
+        return replace(self, batch=None if self.batch is None else self.batch.pin_memory())
+
+
+class Loader:
+    """Batches of some rows under one viewing; workers live from the first batch until ``close``."""
+
+    def __init__(
+        self,
+        rows: Rows,
+        viewing: Viewing,
+        batch: BatchSpec | None = None,
+        *,
+        seed: int = 0,
+        tokenizer: Tokenizer | None = None,
+        targets: Mapping[str, Sequence[str] | None] | None = None,
+        epoch_rows: int | None = None,
+        workers: int | None = None,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """Prepare loading; nothing is decoded yet.
+
+        Args:
+            rows: The data set.
+            viewing: Windows and views.
+            batch: Size and composition of a batch; not needed for ``sweep``.
+            seed: Of all draws.
+            tokenizer: Needed where a view has text.
+            targets: Columns that become ``Batch.targets``: names of the classes in their order (targets are their
+                places, -100 where the row has none), or None for numbers.
+            epoch_rows: Rows of an epoch; all where None.
+            workers: Decoding processes; 0 decodes in this one; chosen from the cores where None.
+            device: Where batches are transformed and delivered.
+            rank: Number of this process.
+            world: Number of processes.
+
+        Raises:
+            UsageError: If viewing, batch and rows do not fit each other.
+        """
+        self.rows = rows
+        self.viewing = viewing
+        self.batch = batch
+        self.seed = seed
+        self.device = torch.device(device)
+        self.rank = rank
+        self.world = world
+        self.workers = _choose_workers(world) if workers is None else workers
+        self.problems: list[tuple[str, str]] = []
+        """Path and reason of the rows that could not be read or did not fit, each once."""
+        self._known_problems: set[int] = set()
+        self._epoch_rows = epoch_rows or len(rows)
+        self._check(tokenizer)
+        self._targets = {name: _target(rows, name, classes) for name, classes in (targets or {}).items()}
+        self._worker = _Worker(rows, viewing, seed, tokenizer)
+        self._lengths: Tensor | None = None
+        self._tasks = _Tasks()
+        self._engine: DataLoader[Any] | None = None
+        self._busy = False
+
+    def _check(self, tokenizer: Tokenizer | None) -> None:
+        for view in self.viewing.views:
+            for stream, spec in view.items():
+                if isinstance(spec.transform, TextTransform) and tokenizer is None:
+                    raise UsageError(f"The view has the stream '{stream}' of text, but there is no tokenizer.")
+                if (
+                    isinstance(spec.transform, AudioTransform)
+                    and spec.transform.front_end != "waveform"
+                    and not spec.rate
+                ):
+                    raise UsageError(f"The stream '{stream}' has a filter bank: give its `rate` in samples a second.")
+        if self.batch is None:
+            return
+        parts = self.world * self.batch.accumulate
+        if self.batch.rows is not None and self.batch.rows % (parts * self.batch.together):
+            raise UsageError(
+                f"batch.rows ({self.batch.rows}) must be a multiple of processes x batch.accumulate x batch.together "
+                f"({self.world} x {self.batch.accumulate} x {self.batch.together})."
+            )
+
+    # ------------------------------------------------------------ what is drawn
+
+    def steps(self, order: Int[Tensor, " draws"] | None = None) -> int:
+        """Return the number of optimizer steps of an epoch.
+
+        Raises:
+            UsageError: If the data set is smaller than one batch.
+        """
+        spec = self._spec()
+        if spec.rows is not None:
+            draws = (self._epoch_rows if order is None else len(order)) * spec.repeat * spec.together
+            steps = draws // spec.rows
+            what = f"a batch of {spec.rows} rows is more than the {draws} of an epoch"
+        else:
+            steps = len(self._batches_by_time(*self._draws(0, order), epoch=0))
+            what = f"there are fewer rows than the {self.world * spec.accumulate} parts of a batch"
+        if steps == 0:
+            raise UsageError(f"The data set has {len(self.rows)} rows: {what}; make the batch smaller.")
+        return steps
+
+    def epoch(self, epoch: int, order: Int[Tensor, " draws"] | None = None, skip: int = 0) -> Iterator[Batch]:
+        """Yield this rank's micro-batches of an epoch.
+
+        Of each batch's ``world x accumulate`` parts, the first ``world`` are the ranks' first micro-batches, and so on:
+        at every micro-step the ranks together see what one process would. An incomplete last batch is left out.
+
+        Args:
+            epoch: Number of the epoch; another one, another order and other windows.
+            order: Rows to draw, in order; shuffled (or balanced) where None.
+            skip: Optimizer steps of this epoch that are done already; their rows are not decoded.
+
+        Raises:
+            UsageError: If the data set is smaller than one batch.
+            TriptychError: If more than half of the rows drawn could not be used, or a worker died.
+        """
+        spec = self._spec()
+        self.steps(order)
+        rows, copies = self._draws(epoch, order)
+        if spec.rows is not None:
+            whole = len(rows) // spec.rows
+            batches = list(torch.arange(whole * spec.rows).view(whole, spec.rows))
+        else:
+            batches = self._batches_by_time(rows, copies, epoch)
+
+        def tasks() -> Iterator[_Task]:
+            for places in batches[skip:]:
+                parts = places.tensor_split(self.world * spec.accumulate)
+                for part in parts[self.rank :: self.world]:
+                    yield _Task(
+                        epoch, int(part[0]), tuple(rows[part].tolist()), tuple(copies[part].tolist()), replace=True
+                    )
+
+        limit = max(len(rows) // self.world // 2, 1)
+        failed = 0
+        for result in self._run(tasks()):
+            failed += result.failed
+            if failed > limit:
+                last = self._name(*result.problems[-1])
+                raise TriptychError(f"More than half of the rows of an epoch cannot be used; the last: {last}")
+            assert result.batch is not None
+            yield finish(result.batch, self.viewing, self.device, self._targets)
+
+    def sweep(self, rows: Iterable[int] | None = None, batch_rows: int = 32) -> Iterator[Batch]:
+        """Yield this rank's share of ``rows`` (all where None) in order; unreadable ones are left out and reported.
+
+        Windows and transforms are drawn from (seed, row): every sweep sees the same.
+        """
+        chosen = torch.arange(len(self.rows)) if rows is None else torch.as_tensor(list(rows), dtype=torch.long)
+        share = chosen.tensor_split(self.world)[self.rank]
+        tasks = (
+            _Task(SWEEP, 0, tuple(part.tolist()), (0,) * len(part), replace=False)
+            for part in torch.split(share, batch_rows)
+        )
+        for result in self._run(tasks):
+            if result.batch is not None:
+                yield finish(result.batch, self.viewing, self.device, self._targets)
+
+    def _spec(self) -> BatchSpec:
+        if self.batch is None:
+            raise UsageError("This loader was made for sweeps: it has no batch specification.")
+        return self.batch
+
+    def _draws(self, epoch: int, order: Tensor | None) -> tuple[Int[Tensor, " draws"], Int[Tensor, " draws"]]:
+        """Return the rows of an epoch in order, and which draw of its row in this epoch each is."""
+        spec = self._spec()
+        if order is None:
+            order = self._balanced(epoch, spec.balance) if spec.balance else self._shuffled(epoch)
+        rows = order.repeat_interleave(spec.repeat * spec.together)
+        by_row = rows.sort(stable=True)
+        first = torch.searchsorted(by_row.values, by_row.values)
+        copies = torch.empty_like(rows)
+        copies[by_row.indices] = torch.arange(len(rows)) - first
+        return rows, copies
+
+    def _shuffled(self, epoch: int) -> Int[Tensor, " draws"]:
+        """Return ``epoch_rows`` rows of the endless chain of shuffles: no row comes twice before all came once."""
+        total = len(self.rows)
+        if total == 0:
+            raise UsageError("The data set has no rows.")
+        first, last = epoch * self._epoch_rows, (epoch + 1) * self._epoch_rows
+        passes = range(first // total, (last - 1) // total + 1)
+        chain = torch.cat([torch.randperm(total, generator=seeded(self.seed, number, "order")) for number in passes])
+        start = first - passes[0] * total
+        return chain[start : start + self._epoch_rows]
+
+    def _balanced(self, epoch: int, column: str) -> Int[Tensor, " draws"]:
+        """Return an epoch in which every value of ``column`` comes equally often (but for rounding), shuffled."""
+        generator = seeded(self.seed, epoch, "order")
+        groups: dict[str, list[int]] = {}
+        for row, value in enumerate(self.rows.column(column)):
+            groups.setdefault(value, []).append(row)
+        share = -(-self._epoch_rows // len(groups))
+        drawn = []
+        for value in sorted(groups):
+            members = torch.tensor(groups[value])
+            rounds = -(-share // len(members))
+            drawn.append(
+                torch.cat([members[torch.randperm(len(members), generator=generator)] for _ in range(rounds)])[:share]
+            )
+        mixed = torch.stack(drawn, dim=1)  # each line has every value once
+        mixed = torch.cat([line[torch.randperm(len(line), generator=generator)] for line in mixed])
+        return mixed[: self._epoch_rows]
+
+    def _batches_by_time(self, rows: Tensor, copies: Tensor, epoch: int) -> list[Int[Tensor, " rows"]]:
+        """Return batches, as places in the epoch, of at most ``seconds`` in all and of rows of like length, shuffled.
+
+        Lengths count in steps of 0.1 s, and only rows of equal length trade places between epochs: all epochs have the
+        same number of batches.
+        """
+        spec = self._spec()
+        assert spec.seconds is not None
+        tenths = self._tenths()[rows]
+        parts = self.world * spec.accumulate
+        order = tenths.sort(stable=True).indices  # the epoch's own order decides among equals
+        limit, total = round(10 * spec.seconds), 0
+        batches: list[Tensor] = []
+        current: list[int] = []
+        for place, length in zip(order.tolist(), tenths[order].tolist(), strict=True):
+            if current and total + length > limit:
+                batches.append(torch.tensor(current))
+                current, total = [], 0
+            current.append(place)
+            total += length
+        batches.append(torch.tensor(current))
+        batches = [batch for batch in batches if len(batch) >= parts]
+        return [batches[place] for place in torch.randperm(len(batches), generator=seeded(self.seed, epoch, "batches"))]
+
+    def _tenths(self) -> Int[Tensor, " rows"]:
+        """Return the length of each row in tenths of a second, rounded up."""
+        if self._lengths is None:
+            numbers = tqdm(range(len(self.rows)), "measuring rows", delay=2, disable=None)
+            self._lengths = torch.tensor([math.ceil(10 * self._seconds(number) - 1e-6) for number in numbers])
+        relation = self.viewing.windows
+        longest = relation.longest if isinstance(relation, Whole) else relation.seconds
+        return self._lengths if longest is None else self._lengths.clamp(max=math.ceil(10 * longest - 1e-6))
+
+    def _seconds(self, number: int) -> float:
+        """Return the length of a row as its manifest tells it, else as its file does."""
+        row = self.rows.row(number)
+        start, end = row.number("start") or 0.0, row.number("end")
+        end = row.number("seconds") if end is None else end
+        if end is not None:
+            return end - start
+        try:
+            with self.rows.recording(number) as recording:
+                return recording.timeline.end - recording.timeline.start
+        except TriptychError:  # another row will take its place, of whatever length
+            return 0.0
+
+    # ------------------------------------------------------------ who decodes
+
+    def _run(self, tasks: Iterator[_Task]) -> Iterator[_Result]:
+        """Yield the results of tasks in order; leaving early ends the workers."""
+        if self.workers == 0:
+            for task in tasks:
+                yield self._checked(self._worker[task])
+            return
+        if self._engine is None:
+            context = "forkserver" if sys.platform != "win32" else "spawn"
+            if context == "forkserver":  # workers start in milliseconds from a process that has imported, not decoded
+                multiprocessing.get_context(context).set_forkserver_preload([__name__])
+            self._engine = DataLoader(
+                self._worker,
+                batch_size=None,
+                sampler=self._tasks,
+                num_workers=self.workers,
+                collate_fn=_unchanged,
+                worker_init_fn=_end_with_parent,
+                multiprocessing_context=context,
+                persistent_workers=True,
+                prefetch_factor=2,
+                pin_memory=self.device.type == "cuda",
+            )
+        if self._busy:
+            raise RuntimeError("a loader yields one epoch or sweep at a time: end or close the other first")
+        self._busy = True
+        self._tasks.tasks = tasks
+        results = iter(self._engine)
+        whole = False
+        try:
+            while True:
+                try:
+                    result = next(results)
+                except StopIteration:
+                    whole = True
+                    return
+                except (RuntimeError, EOFError, OSError) as error:
+                    if str(error).startswith("Caught"):  # raised by the worker's own code: a fault of ours
+                        raise
+                    reason = " ".join(str(error).split()) or type(error).__name__
+                    raise TriptychError(
+                        "A decoding process ended unexpectedly (out of memory, or of shared memory in /dev/shm?): "
+                        f"{reason} Try fewer `workers`, or 0."
+                    ) from error
+                yield self._checked(result)
+        finally:
+            self._busy = False
+            if not whole:
+                self.close()
+
+    def _checked(self, result: _Result) -> _Result:
+        if result.error is not None:
+            raise TriptychError(result.error)
+        for row, reason in result.problems:
+            if row not in self._known_problems:
+                self._known_problems.add(row)
+                self.problems.append((str(self.rows.row(row).path), reason))
+                log.warning("%s", self._name(row, reason))
+        return result
+
+    def _name(self, row: int, reason: str) -> str:
+        path = str(self.rows.row(row).path)
+        return reason if path in reason else f"{path}: {reason}"
+
+    def close(self) -> None:
+        """End the workers; the next epoch or sweep starts new ones."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            iterator = engine._iterator
+            engine._iterator = None
+            if iterator is not None:
+                iterator._shutdown_workers()  # type: ignore[attr-defined]
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class _Tasks(Sampler[_Task]):
+    """Hands the tasks of the current epoch to the engine, one by one as workers become free."""
+
+    def __init__(self) -> None:
+        self.tasks: Iterator[_Task] = iter(())
+
+    def __iter__(self) -> Iterator[_Task]:
+        return self.tasks
+
+
+class _Worker(Dataset[_Result]):
+    """What a worker knows: everything but the order of rows."""
+
+    def __init__(self, rows: Rows, viewing: Viewing, seed: int, tokenizer: Tokenizer | None) -> None:
+        self.rows = rows
+        self.viewing = viewing
+        self.seed = seed
+        self.tokenizer = tokenizer
+
+    def __getitem__(self, task: _Task) -> _Result:
+        """Decode the rows of a task; errors that a person can act on come back as values, whole."""
+        result = _Result()
+        items: list[Item] = []
+        try:
+            at = task.place
+            for row, group in groupby(zip(task.rows, task.copies, strict=True), key=lambda draw: draw[0]):
+                copies = [copy for _, copy in group]
+                items += self._read(task, row, copies, at, result)
+                at += len(copies)
+        except TriptychError as error:
+            return _Result(error=str(error))
+        result.batch = collate(items) if items else None
+        return result
+
+    def _read(self, task: _Task, row: int, copies: list[int], place: int, result: _Result) -> list[Item]:
+        """Return the items of all copies of a row, or of the row that takes its place."""
+        for attempt in range(ATTEMPTS):
+            try:
+                items = self._decode(row, copies, task.epoch)
+            except (TriptychError, OSError) as error:
+                items, reason = None, str(error)
+            else:
+                reason = "it lacks a stream that the views require, or is too short for their windows."
+            if items is not None:
+                return items
+            result.problems.append((row, reason))
+            if not task.replace:
+                return []
+            if attempt == 0:
+                result.failed += len(copies)
+                copies = [STAND_IN + place + number for number in range(len(copies))]
+            other = torch.randint(
+                len(self.rows), (), generator=seeded(self.seed, task.epoch, place, attempt, "instead")
+            )
+            row = int(other)
+        raise TriptychError(f"{ATTEMPTS} rows in turn could not be used; the last, {self.rows.row(row).path}: {reason}")
+
+    def _decode(self, row: int, copies: list[int], epoch: int) -> list[Item] | None:
+        with self.rows.recording(row) as recording:
+            drawn = [
+                draw_windows(recording.timeline, self.viewing, seeded(self.seed, epoch, row, copy, "windows"))
+                for copy in copies
+            ]
+            looks, labels = [], []
+            for copy, windows in zip(copies, drawn, strict=True):
+                if windows is None:
+                    return None
+                labels.append(windows.labels)
+                looks += [
+                    Look(spans, view, (self.seed, epoch, row, copy, number))
+                    for number, (spans, view) in enumerate(zip(windows.views, self.viewing.views, strict=True))
+                ]
+            clips = decode(recording, looks, self.viewing, self.tokenizer)
+        count = len(self.viewing.views)
+        return [
+            Item(row, tuple(clips[place * count : (place + 1) * count]), labels[place]) for place in range(len(copies))
+        ]
+
+
+def _target(rows: Rows, column: str, classes: Sequence[str] | None) -> Tensor:
+    """Return the targets of all rows: places among ``classes`` (-100: none), or numbers (not a number: none)."""
+    values = [value.strip() for value in rows.column(column)]
+    if classes is None:
+        try:
+            return torch.tensor([float(value) if value else math.nan for value in values])
+        except ValueError as error:
+            raise UsageError(f"The column '{column}' holds something that is no number: {error}.") from None
+    places = {name: place for place, name in enumerate(classes)} | {"": NO_LABEL}
+    unknown = sorted(set(values) - set(places))
+    if unknown:
+        raise TriptychError(f"The column '{column}' holds '{unknown[0]}', which is none of the {len(classes)} classes.")
+    return torch.tensor([places[value] for value in values])
+
+
+def _unchanged(result: Any) -> Any:
+    return result
+
+
+def _end_with_parent(number: int) -> None:
+    """End this worker when the process that it works for is gone, killed even: the fork server would keep it alive."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _choose_workers(world: int) -> int:
+    """Return the decoding processes of one of ``world`` processes on this machine: a core each, at most eight."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores // max(1, int(os.environ.get("LOCAL_WORLD_SIZE", world))))

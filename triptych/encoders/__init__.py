@@ -1,0 +1,1 @@
+"""Backbones; each answers the contract of encoder.py."""

@@ -1,0 +1,1 @@
+"""Evaluators by the protocols of the field, and their metrics."""

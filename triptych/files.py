@@ -1,0 +1,77 @@
+"""Writing so that a reader, or a run resumed after a kill, never meets half a file."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from triptych.errors import TriptychError
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary neighbour of ``path`` to write to; sync it and rename it to ``path`` at the end.
+
+    The neighbour keeps the suffix of ``path`` (some writers choose a format by it). If the body raises, the
+    neighbour is removed and ``path`` is as it was.
+
+    Args:
+        path: The file to create or to replace; its folder is created.
+
+    Raises:
+        TriptychError: If the disk is full or the place cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    neighbour = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    try:
+        yield neighbour
+        _sync(neighbour)
+        os.replace(neighbour, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise TriptychError(
+            f"{path} cannot be written: {error.strerror or error}; nothing there was changed."
+        ) from error
+    finally:
+        neighbour.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary neighbour folder to fill; sync all of it and rename it to ``path``, which must not exist.
+
+    Raises:
+        TriptychError: If ``path`` exists, the disk is full, or the place cannot be written.
+    """
+    path = Path(path)
+    if path.exists():
+        raise TriptychError(f"{path} exists already; choose another place or remove it first.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    neighbour = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(neighbour, ignore_errors=True)
+    try:
+        neighbour.mkdir()
+        yield neighbour
+        for file in neighbour.rglob("*"):
+            _sync(file)
+        _sync(neighbour)
+        os.rename(neighbour, path)
+        _sync(path.parent)
+    except OSError as error:
+        raise TriptychError(
+            f"{path} cannot be written: {error.strerror or error}; nothing there was changed."
+        ) from error
+    finally:
+        shutil.rmtree(neighbour, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    if os.name != "posix" and path.is_dir():  # Windows has no handle of a folder to sync
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

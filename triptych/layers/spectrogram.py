@@ -1,0 +1,120 @@
+"""Filter banks: log-mel spectrograms, and Kaldi's, batched and on any device."""
+
+import math
+from functools import lru_cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+KALDI_FLOOR = torch.finfo(torch.float32).eps
+"""Energy below which Kaldi cuts the logarithm: 1.1920929e-07."""
+
+
+def log_mel(
+    waveform: Float[Tensor, "batch samples"],
+    rate: float,
+    mels: int = 80,
+    window: float = 0.025,
+    hop: float = 0.01,
+    low: float = 20.0,
+    high: float | None = None,
+    floor: float = 1e-6,
+) -> Float[Tensor, "batch steps mels"]:
+    """Return the natural logarithm of the mel energies.
+
+    Periodic Hann window, centred on its step with zeros beyond the ends; power spectrum over the next power of two;
+    triangles that are linear in Hz with a peak of 1, on the scale 2595 log10(1 + f/700).
+
+    Args:
+        waveform: In [-1, 1].
+        rate: Samples a second.
+        mels: Bands.
+        window: Length of the window, seconds.
+        hop: Seconds between steps; there are 1 + samples // hop of them.
+        low: Lowest frequency, Hz.
+        high: Highest frequency, Hz; half the rate where None.
+        floor: Smallest energy.
+    """
+    size, step = round(window * rate), round(hop * rate)
+    points = 1 << (size - 1).bit_length()
+    waveform = waveform.float()
+    spectrum = torch.stft(
+        waveform,
+        points,
+        step,
+        size,
+        torch.hann_window(size, device=waveform.device),
+        center=True,
+        pad_mode="constant",
+        return_complex=True,
+    )
+    power = spectrum.real.square() + spectrum.imag.square()
+    bank = mel_bank(mels, points, rate, low, high or rate / 2).to(waveform.device)
+    return (power.transpose(1, 2) @ bank).clamp(min=floor).log()
+
+
+@lru_cache(maxsize=16)
+def mel_bank(mels: int, points: int, rate: float, low: float, high: float) -> Float[Tensor, "bins mels"]:
+    """Return triangles, linear in Hz, over the ``points // 2 + 1`` bins of a spectrum."""
+    ends = [2595 * math.log10(1 + frequency / 700) for frequency in (low, high)]
+    edges = 700 * (10 ** (torch.linspace(ends[0], ends[1], mels + 2, dtype=torch.float64) / 2595) - 1)
+    bins = torch.arange(points // 2 + 1, dtype=torch.float64) * rate / points
+    rising = (bins[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - bins[:, None]) / (edges[2:] - edges[1:-1])
+    return torch.minimum(rising, falling).clamp(min=0).float()
+
+
+def kaldi_fbank(
+    waveform: Float[Tensor, "batch samples"],
+    rate: float,
+    mels: int = 128,
+    window: float = 0.025,
+    hop: float = 0.01,
+    low: float = 20.0,
+    high: float | None = None,
+    subtract_mean: bool = True,
+) -> Float[Tensor, "batch steps mels"]:
+    """Return Kaldi's log filter bank as AST, AudioMAE and MAViL use it (vision-transformers-common, section 6).
+
+    Windows without padding (1 + (samples - window) // hop of them, none where the sound is shorter than a window), each
+    minus its mean, pre-emphasised by 0.97, under a symmetric Hann window, padded to a power of two; power spectrum;
+    triangles that are linear in mel (1127 ln(1 + f/700)) with a peak of 1; natural logarithm floored at 1.19e-07.
+
+    Args:
+        waveform: In [-1, 1], not scaled to 16 bits.
+        rate: Samples a second.
+        mels: Bands.
+        window: Length of the window, seconds.
+        hop: Seconds between steps.
+        low: Lowest frequency, Hz.
+        high: Highest frequency, Hz; half the rate where None.
+        subtract_mean: Whether the mean of the whole clip is taken off first.
+    """
+    size, step = int(rate * window), int(rate * hop)
+    waveform = waveform.float()
+    if waveform.shape[1] < size:
+        return waveform.new_zeros(len(waveform), 0, mels)
+    if subtract_mean:
+        waveform = waveform - waveform.mean(dim=1, keepdim=True)
+    frames = waveform.unfold(1, size, step)
+    frames = frames - frames.mean(dim=2, keepdim=True)
+    before = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
+    frames = (frames - 0.97 * before) * torch.hann_window(size, periodic=False, device=waveform.device)
+    points = 1 << (size - 1).bit_length()
+    spectrum = torch.fft.rfft(functional.pad(frames, (0, points - size)))
+    power = spectrum.real.square() + spectrum.imag.square()
+    bank = kaldi_bank(mels, points, rate, low, high or rate / 2).to(waveform.device)
+    return (power @ bank).clamp(min=KALDI_FLOOR).log()
+
+
+@lru_cache(maxsize=16)
+def kaldi_bank(mels: int, points: int, rate: float, low: float, high: float) -> Float[Tensor, "bins mels"]:
+    """Return triangles, linear in mel; the bin at half the rate has no weight."""
+    ends = [1127 * math.log(1 + frequency / 700) for frequency in (low, high)]
+    edges = torch.linspace(ends[0], ends[1], mels + 2, dtype=torch.float64)
+    bins = 1127 * (1 + torch.arange(points // 2, dtype=torch.float64) * rate / points / 700).log()
+    rising = (bins[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - bins[:, None]) / (edges[2:] - edges[1:-1])
+    return functional.pad(torch.minimum(rising, falling).clamp(min=0), (0, 0, 0, 1)).float()

@@ -1,0 +1,69 @@
+"""The transformer block that every encoder is made of."""
+
+from typing import Literal
+
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from triptych.layers.attention import SelfAttention
+
+
+class Block(nn.Module):
+    """Attention and a feed-forward part round a residual stream, both public.
+
+    Pre-norm: ``x + attend(norm(x))``, then ``x + feed(norm(x))``. Post-norm: ``norm(x + attend(x))``, then
+    ``norm(x + feed(x))``.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        ratio: float = 4.0,
+        norm: Literal["pre", "post"] = "pre",
+        dropout: float = 0.0,
+        eps: float = 1e-6,
+    ) -> None:
+        """Build the block.
+
+        Args:
+            width: Width of the stream.
+            heads: Attention heads; must divide ``width``.
+            ratio: Width of the feed-forward part over ``width``.
+            norm: Place of the layer norms.
+            dropout: On attention weights, after attention, inside and after the feed-forward part.
+            eps: Of the layer norms (1e-6 in timm's blocks, 1e-5 is PyTorch's default).
+        """
+        super().__init__()
+        self.post = norm == "post"
+        self.attention = SelfAttention(width, heads, dropout)
+        self.norm1 = nn.LayerNorm(width, eps=eps)
+        self.norm2 = nn.LayerNorm(width, eps=eps)
+        hidden = round(width * ratio)
+        self.linear1 = nn.Linear(width, hidden)
+        self.linear2 = nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def attend(
+        self, x: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch tokens"] | None = None
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Return what attention adds to the stream; ``mask`` is true where a token may be attended to."""
+        attended: Tensor = self.attention(x if self.post else self.norm1(x), mask)
+        return self.dropout(attended)
+
+    def feed(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        """Return what the feed-forward part adds to the stream."""
+        hidden = functional.gelu(self.linear1(x if self.post else self.norm2(x)))
+        fed: Tensor = self.linear2(self.dropout(hidden))
+        return self.dropout(fed)
+
+    def forward(
+        self, x: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch tokens"] | None = None
+    ) -> Float[Tensor, "batch tokens width"]:
+        """Return the stream after attention and feed-forward part."""
+        x = x + self.attend(x, mask)
+        if self.post:
+            x = self.norm1(x)
+        x = x + self.feed(x)
+        return self.norm2(x) if self.post else x

@@ -1,0 +1,1 @@
+"""The index over a folder, and its queries."""

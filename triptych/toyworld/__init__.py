@@ -1,0 +1,1 @@
+"""The toy world: real media files in which the modalities truly share causes."""

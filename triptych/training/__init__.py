@@ -1,0 +1,1 @@
+"""One loop, readable from top to bottom."""

@@ -1,0 +1,1 @@
+"""Importers of published checkpoints: one file a source."""
