@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
+import tests.checker  # noqa: F401  (the hook finds it by name)
+
 # Compiled code is tested in a process of its own, which sets this.
 if "TRIPTYCH_NO_SHAPE_CHECKS" not in os.environ:
-    install_import_hook("triptych", "beartype.beartype")
+    install_import_hook("triptych", "tests.checker.check")
 
 
 def _folder(variable: str) -> Path:
@@ -31,3 +33,7 @@ def data_dir() -> Path:
 def golden_dir() -> Path:
     """Folder of the golden cases."""
     return _folder("TRIPTYCH_GOLDEN")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", default=None, help="folder below which golden cases are looked for")

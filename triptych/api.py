@@ -539,7 +539,7 @@ def _train_and_test(rows: Rows, split: str | None, needs_train: bool) -> tuple[R
             raise UsageError(f"{rows.source} has no splits (a column 'split' with 'train' in it).")
         if needs_train:
             raise UsageError(
-                f"{rows.source} has no column 'split' with 'train' and 'test', which probes need; or use --folds COLUMN."
+                f"{rows.source} has no column 'split' with 'train' and 'test', which probes need; or give --folds."
             )
         return rows, rows
     test = split or next((name for name in ("test", "val") if name in splits), None)
@@ -685,10 +685,10 @@ class Hits:
         if not self.hits:
             return "no hits"
         width = max(len(hit.path) for hit in self.hits)
-        lines = [
-            f"{place:3d}  {hit.score:5.2f}  {hit.path.ljust(width)}  {clock(hit.start)} to {clock(hit.end)}  {hit.stream}"
-            for place, hit in enumerate(self.hits, 1)
-        ]
+        lines = []
+        for place, hit in enumerate(self.hits, 1):
+            where = f"{hit.path.ljust(width)}  {clock(hit.start)} to {clock(hit.end)}"
+            lines.append(f"{place:3d}  {hit.score:5.2f}  {where}  {hit.stream}")
         return "\n".join(["     score  where", *lines, *(f"saved {path}" for path in self.saved)])
 
 

@@ -38,7 +38,10 @@ def run_demo(out: str | Path = "demo", minutes: float = 4.5, seed: int = 0) -> N
     say("measuring it on the unseen test recordings")
     print(api.evaluate(run, rows, ["retrieval", "probe"], label="kind", seed=seed).render())
     best = ceiling([row.values for row in rows.split("test")])
-    print("R@1 of perfect understanding: " + ", ".join(f"{name.replace('_', ' ')} {best[name]:.1f}" for name in best))
+    print(
+        "R@1 of perfect understanding: "
+        + ", ".join(f"{name.replace('_', ' ')} {100 * best[name]:.1f}" for name in best)
+    )
     say("indexing the test recordings, and searching them")
     test = rows.split("test")
     unseen = test.save(world.with_name("test.csv"))

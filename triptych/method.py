@@ -43,7 +43,7 @@ class Losses:
     terms: dict[str, Float[Tensor, ""]]
     weights: dict[str, float] = field(default_factory=dict)
     """Weight of each term; 1 where absent."""
-    report: dict[str, float | Tensor] = field(default_factory=dict)
+    report: Mapping[str, float | Tensor] = field(default_factory=dict)
     """Values for the log; they cannot leak into the objective."""
 
     @property

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ class PixelsAndSpectrogram:
         return self._made[key]
 
     def _describe(self, rows: Rows) -> dict[str, EmbeddingTable]:
-        pieces: dict[str, list[dict[str, object]]] = {}
+        pieces: dict[str, list[dict[str, Any]]] = {}
         with Loader(rows, VIEWING, workers=self.workers) as loader:
             for batch in loader.sweep(batch_rows=16):
                 for stream, clip in batch.views[0].items():
@@ -142,7 +143,7 @@ def _moments(x: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (((x - mean[:, None]) * weight).square().sum(dim=1) / count).sqrt()
 
 
-def _piece(stream: str, vectors: np.ndarray, numbers: np.ndarray) -> dict[str, object]:
+def _piece(stream: str, vectors: np.ndarray, numbers: np.ndarray) -> dict[str, Any]:
     return {
         "stream": stream,
         "vectors": vectors.astype(np.float32),

@@ -8,7 +8,7 @@ from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from triptych.errors import TriptychError
 
@@ -56,8 +56,16 @@ def retrieval_ranks(
 
 
 def recall_at(ranks: Float[np.ndarray, " entries"], k: int, total: int | None = None) -> float:
-    """Return the share of entries with a rank below ``k``, in percent; of ``total`` where queries are missing."""
-    return 100 * float((ranks < k).sum()) / (total or len(ranks))
+    """Return the share of entries that are hits, in percent; of ``total`` where queries are missing."""
+    return 100 * float(hits_at(ranks, k).sum()) / (total or len(ranks))
+
+
+def hits_at(ranks: Float[np.ndarray, " entries"], k: int) -> Bool[np.ndarray, " entries"]:
+    """Return which entries are hits: a rank below ``k``; for R@1 a rank of exactly 0, so that half a tie is no hit.
+
+    This is what MMT's code does, and the specification's example demands (its formula alone would count 0.5 at k = 1).
+    """
+    return ranks == 0 if k == 1 else ranks < k
 
 
 def median_rank(ranks: Float[np.ndarray, " entries"]) -> float:
@@ -144,7 +152,7 @@ def multi_label(labels: Bool[np.ndarray, "rows classes"], scores: Float[np.ndarr
 
 def bootstrap(
     statistic: Callable[[Int[np.ndarray, " draws"]], float],
-    groups: Sequence[object] | Int[np.ndarray, " rows"],
+    groups: Sequence[object] | Shaped[np.ndarray, " rows"],
     draws: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:

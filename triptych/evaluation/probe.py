@@ -117,7 +117,7 @@ def fit_logistic(
         value.backward()
         return value
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call]
+    optimizer.step(loss)
     return weights.detach()
 
 
@@ -162,7 +162,7 @@ def _pairs(
             pair = _windows(before[stream], known, classes, own), _windows(after[stream], asked, classes, groups)
             found[stream] = _Data(*pair, classes)
     if len(found) > 1:
-        found["+".join(found)] = _joined(found)
+        found["+".join(sorted(found))] = _joined(found)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations
 
 import numpy as np
@@ -53,14 +54,17 @@ class Retrieval:
         ranks = metrics.retrieval_ranks(similarity, correct, self.ties)
         scores = {}
         for k in (1, 5, 10):
-            hits = 100.0 * (ranks < k)
-            low, high = metrics.bootstrap(lambda chosen, hits=hits: float(hits[chosen].mean()), names, seed=self.seed)
+            low, high = metrics.bootstrap(partial(_share, 100.0 * metrics.hits_at(ranks, k)), names, seed=self.seed)
             value = metrics.recall_at(ranks, k)
             scores[f"R@{k}"] = Score(value, low, high, len(names), metrics.chance_recall(correct, k))
         low, high = metrics.bootstrap(lambda chosen: metrics.median_rank(ranks[chosen]), names, seed=self.seed)
         middle = (correct.shape[1] + 1) / 2
         scores["MedR"] = Score(metrics.median_rank(ranks), low, high, len(names), middle)
         return scores
+
+
+def _share(hits: np.ndarray, chosen: np.ndarray) -> float:
+    return float(hits[chosen].mean())
 
 
 def compare(

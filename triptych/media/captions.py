@@ -81,7 +81,7 @@ def read_sidecars(path: Path, duration: float) -> tuple[Caption, ...]:
             text = candidate.read_bytes().decode("utf-8", errors="replace")
             if suffix == ".txt":
                 words = " ".join(text.split())
-                found = (Caption(words, 0.0, duration),) if words else ()
+                found: tuple[Caption, ...] = (Caption(words, 0.0, duration),) if words else ()
             else:
                 found = parse_cues(text)
             if found:

@@ -290,7 +290,7 @@ class Rows:
         return recording
 
     def save(self, path: str | Path) -> Path:
-        """Write the rows as a CSV manifest; paths stay as they are, so it belongs in the folder that they count from."""
+        """Write the rows as a CSV manifest; paths stay as they are, so it belongs where they count from."""
         path = Path(path)
         with replacing(path) as place, place.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns, restval="", lineterminator="\n")
@@ -385,12 +385,12 @@ def probe_columns(recording: Recording, moments: Ordered[float] = ()) -> dict[st
 def _remembered(row: Row) -> tuple[Probe, Timeline]:
     try:
         kept = json.loads(row["probe"])
-        values = {name: tuple(v) if isinstance(v, list) else v for name, v in kept["probe"].items()}
+        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in kept["probe"].items()}
         probe = Probe(**values)
         return probe, Timeline(
             start=0.0,
             end=probe.duration,
-            streams={name: Extent(*values) for name, values in kept["streams"].items()},
+            streams={name: Extent(*extent) for name, extent in kept["streams"].items()},
             captions=tuple(
                 Caption(text, start, end, tuple((w, a, b) for w, a, b in words))
                 for text, start, end, words in kept["captions"]
@@ -424,9 +424,8 @@ def _line_starts(text: _Text, quotes: bool) -> Int[Tensor, " ends"]:
     ends = np.concatenate(starts)
     if size and ends[-1] != size:
         ends = np.append(ends, size)
-    lines = np.array([bool(bytes(text.data[a:b]).strip()) for a, b in zip(ends[-3:-1], ends[-2:], strict=True)])
-    while len(ends) > 1 and len(lines) and not lines[-1]:  # blank lines at the end
-        ends, lines = ends[:-1], lines[:-1]
+    while len(ends) > 1 and not bytes(text.data[ends[-2] : ends[-1]]).strip():  # blank lines at the end
+        ends = ends[:-1]
     return torch.from_numpy(ends).share_memory_()
 
 

@@ -44,6 +44,12 @@ class VideoReader:
         self.stream.codec_context.thread_count = 1
         self.fresh = True
 
+    @property
+    def tick(self) -> float:
+        """Seconds of one unit of the stream's times."""
+        assert self.stream.time_base is not None
+        return float(self.stream.time_base)
+
     def rewind(self) -> None:
         """Go back to the first packet."""
         if not self.fresh:
@@ -67,7 +73,7 @@ class VideoReader:
 
         The frame shown at t is the last one whose time is not after t; before the first it is the first.
         """
-        tick = float(self.stream.time_base)
+        tick = self.tick
         # Half a microsecond of grace: times are computed as k / fps and must not fall before the frame they mean.
         wanted = [(second + self.origin) / tick + 0.5e-6 / tick for second in times]
         begin = 0
@@ -90,7 +96,7 @@ class VideoReader:
             exact = all(packet.pts is not None and packet.dts is not None for packet in packets)
             if whole or (times and min(times) <= wanted[begin] and packets[0].is_keyframe):
                 break
-            back = max(2 * back, 1.0 / float(self.stream.time_base))  # the seek landed too late: try further back
+            back = max(2 * back, 1.0 / self.tick)  # the seek landed too late: try further back
         chosen: dict[int, list[int]] = {}
         if exact and times:
             times.sort()
@@ -109,7 +115,7 @@ class VideoReader:
         # Without packet times, or where a wanted picture is damaged: decode all and take what is shown.
         yield from self._walk(packets, wanted, begin, end)
 
-    def _packets(self, target: float | None, last: float) -> list[Packet]:
+    def _packets(self, target: float | None, last: float) -> "list[Packet[VideoStream]]":
         """Return the packets from the keyframe before ``target`` (from the start where None) up to tick ``last``."""
         if target is None:
             self.rewind()
@@ -126,7 +132,7 @@ class VideoReader:
                 break
         return packets
 
-    def _demux(self) -> Iterator[Packet]:
+    def _demux(self) -> "Iterator[Packet[VideoStream]]":
         demuxer = self.container.demux(self.stream)
         while True:
             try:
@@ -139,7 +145,7 @@ class VideoReader:
             if packet.size:
                 yield packet
 
-    def _decode(self, packets: list[Packet], chosen: set[int]) -> Iterator[tuple[int, VideoFrame]]:
+    def _decode(self, packets: "list[Packet[VideoStream]]", chosen: set[int]) -> Iterator[tuple[int, VideoFrame]]:
         """Yield the chosen frames; frames that nothing refers to are not decoded unless chosen."""
         context = self.stream.codec_context
         left = set(chosen)
@@ -155,7 +161,7 @@ class VideoReader:
         context.flush_buffers()
 
     def _walk(
-        self, packets: list[Packet], wanted: list[float], begin: int, end: int
+        self, packets: "list[Packet[VideoStream]]", wanted: list[float], begin: int, end: int
     ) -> Iterator[tuple[int, VideoFrame]]:
         place, last = begin, None
         for frame in self._frames(packets):
@@ -171,11 +177,11 @@ class VideoReader:
             yield place, last
             place += 1
 
-    def _frames(self, packets: Sequence[Packet]) -> Iterator[VideoFrame]:
+    def _frames(self, packets: "Sequence[Packet[VideoStream]]") -> Iterator[VideoFrame]:
         for packet in [*packets, None]:
             yield from self._send(packet)
 
-    def _send(self, packet: Packet | None) -> list[VideoFrame]:
+    def _send(self, packet: "Packet[VideoStream] | None") -> list[VideoFrame]:
         try:
             return list(self.stream.codec_context.decode(packet))
         except av.error.InvalidDataError:

@@ -241,6 +241,7 @@ def encode(recording: Recording, out: Path, encoding: Encoding) -> None:
     """Write a recording as mp4: upright, square pixels, constant frame rate, from its second 0."""
     probe = recording.probe
     assert probe.video is not None
+    begin = probe.video[0]
     fps = Fraction(encoding.fps or probe.fps).limit_denominator(1001)
     count = max(round((probe.video[1] - probe.video[0]) * fps), 1)
     short = min(encoding.short_side or min(probe.width, probe.height), min(probe.width, probe.height))
@@ -248,7 +249,7 @@ def encode(recording: Recording, out: Path, encoding: Encoding) -> None:
 
     def pictures() -> Iterable[Any]:
         for first in range(0, count, 64):
-            times = [probe.video[0] + number / float(fps) for number in range(first, min(first + 64, count))]
+            times = [begin + number / float(fps) for number in range(first, min(first + 64, count))]
             yield from recording.frames(times, short_side=short)
 
     sound, rate = None, int(encoding.audio_rate or probe.audio_rate or 16_000)

@@ -1,7 +1,7 @@
 """One file, addressed in seconds and decoded on demand.
 
-Second 0 of a recording is where its container starts to be presented, after edit lists; an offset that a container adds to
-all its times (as some Matroska and MPEG files do) is taken off.
+Second 0 of a recording is where its container starts to be presented, after edit lists; an offset that a container adds
+to all its times (as some Matroska and MPEG files do) is taken off.
 """
 
 import io
@@ -220,7 +220,7 @@ class Recording:
             if name != "text" and ((extent.end > first and extent.start < last) or extent.end == extent.start)
         }
         if caption is not None:
-            captions = (Caption(caption, first, last),) if caption else ()
+            captions: tuple[Caption, ...] = (Caption(caption, first, last),) if caption else ()
         else:
             captions = tuple(one for one in whole.captions if one.end > first and one.start < last)
         if captions:
@@ -346,7 +346,7 @@ class Recording:
         """Raise if the file stops well before ``second`` although its header goes on."""
         if frame.pts is None or self.probe.video is None:
             return
-        shown = frame.pts * float(reader.stream.time_base) - reader.origin
+        shown = frame.pts * reader.tick - reader.origin
         end = self.probe.video[1]
         if min(second, end) - shown > SLACK and reader.ended:
             raise EndedEarly(
@@ -375,6 +375,7 @@ class Recording:
         result = torch.zeros(stream.channels, total)
         if total == 0:
             return result
+        assert stream.time_base is not None
         tick = float(stream.time_base)
         first = (start - PREROLL + origin) / tick
         container.seek(max(int(first), stream.start_time or 0), stream=stream, backward=True)
@@ -400,7 +401,7 @@ class Recording:
         while True:
             try:
                 packet = next(demuxer)
-                yield from packet.decode()  # type: ignore[misc]
+                yield from packet.decode()
             except StopIteration:
                 return
             except av.error.InvalidDataError:
@@ -460,7 +461,7 @@ def _extent(container: InputContainer, stream: Any, origin: float) -> tuple[floa
     start = 0.0 if stream.start_time is None else stream.start_time * tick - origin
     if stream.duration is not None:
         return start, start + stream.duration * tick
-    if container.duration is not None:
+    if container.duration is not None and origin == 0:  # with an offset, some count from it and some from 0
         return start, container.duration / av.time_base
     return start, _last_time(container, stream) - origin
 

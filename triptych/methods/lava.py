@@ -117,7 +117,9 @@ class LAVAConfig(Config):
 class TokenEncoder(Encoder):
     """The skeleton of all three: tokens, a learned feature token at the END, learned positions, layers, a head."""
 
-    def __init__(self, config: LAVAConfig, modality: Modality, values: int, grid: tuple[int, int, int]) -> None:
+    def __init__(
+        self, config: LAVAConfig, modality: Modality, values: int, grid: tuple[int, int, int], steps: int
+    ) -> None:
         """Build the encoder.
 
         Args:
@@ -125,11 +127,13 @@ class TokenEncoder(Encoder):
             modality: What it reads.
             values: Values of a raw token, projected to the width.
             grid: Time, height and width of the tokens.
+            steps: Frames, or spectrogram frames, or ids of a token.
         """
         super().__init__()
         self.modality: Modality = modality
         self.width = config.width
         self.grid = grid
+        self.steps_per_token = steps
         self.mask_padding = config.mask_padding and modality == "text"
         tokens = grid[0] * grid[1] * grid[2]
         self.project = nn.Linear(values, config.width)
@@ -209,9 +213,8 @@ class VideoTokens(TokenEncoder):
     def __init__(self, config: LAVAConfig) -> None:
         frames, side = config.tubelet
         across = config.size // side
-        super().__init__(config, "video", 3 * frames * side * side, (config.frames // frames, across, across))
+        super().__init__(config, "video", 3 * frames * side * side, (config.frames // frames, across, across), frames)
         self.tubelet = (frames, side, side)
-        self.steps_per_token = frames
 
     def raw_tokens(self, data: Float[Tensor, "batch frames height width 3"]) -> Float[Tensor, "batch tokens values"]:
         """Cut the frames into tubelets."""
@@ -223,9 +226,12 @@ class AudioTokens(TokenEncoder):
 
     def __init__(self, config: LAVAConfig) -> None:
         super().__init__(
-            config, "audio", config.mels * config.audio_patch, (config.audio_steps // config.audio_patch, 1, 1)
+            config,
+            "audio",
+            config.mels * config.audio_patch,
+            (config.audio_steps // config.audio_patch, 1, 1),
+            config.audio_patch,
         )
-        self.steps_per_token = config.audio_patch
 
     def raw_tokens(self, data: Float[Tensor, "batch steps mels"]) -> Float[Tensor, "batch tokens values"]:
         """Cut the spectrogram along time."""
@@ -236,9 +242,8 @@ class TextTokens(TokenEncoder):
     """Token ids, embedded; 0 is padding, which takes part in attention unless ``mask_padding``."""
 
     def __init__(self, config: LAVAConfig) -> None:
-        super().__init__(config, "text", config.width, (config.text_steps, 1, 1))
+        super().__init__(config, "text", config.width, (config.text_steps, 1, 1), 1)
         self.embedding = nn.Embedding(config.vocabulary, config.width)
-        self.steps_per_token = 1
 
     def raw_tokens(self, data: Int[Tensor, "batch steps"]) -> Float[Tensor, "batch steps width"]:
         """Embed the ids."""
@@ -304,7 +309,8 @@ class LAVA(Method):
         """
         view = batch.views[0]
         vectors, present = self.vectors(view)
-        terms, report = {}, {}
+        terms: dict[str, Tensor] = {}
+        report: dict[str, Tensor] = {}
         for first, second in combinations(MODALITIES, 2):
             name = first[0] + second[0]
             if name in self.options.pairs:
@@ -392,36 +398,36 @@ class LAVA(Method):
         return loss, accuracy
 
 
-def _views(
-    config: LAVAConfig, *, train: bool, fps: float, sound: StreamSpec, prompt: str, crop: int
+def _view(
+    config: LAVAConfig, train: bool, hop: float, prompt: str, sound_at: Literal["start", "beginning"]
 ) -> dict[str, StreamSpec]:
+    """Return the published look: frames at 10 fps, short side 256, crop of `size`; 16 kHz, 25 ms windows.
+
+    The natural logarithm of the mel energies is floored at 1e-6 (a recommendation; the authors' setting is unknown).
+    """
     video = VideoTransform(
-        size=config.size, resize=crop, crop="random" if train else "centre", flip=0.5 if train else 0.0
+        size=config.size, resize=256, crop="random" if train else "centre", flip=0.5 if train else 0.0
     )
+    sound = AudioTransform(mels=config.mels, hop=hop, steps=config.audio_steps, noise=0.01 if train else 0.0)
     return {
         "video": StreamSpec(
             transform=video,
-            seconds=config.frames / fps,
-            rate=fps,
+            seconds=config.frames / 10,
+            rate=10.0,
             at="inside" if train else "centre",
             short="zero",
             required=False,
         ),
-        "audio": sound,
+        "audio": StreamSpec(
+            transform=sound,
+            seconds=config.audio_steps * hop,
+            rate=16_000.0,
+            at=sound_at,
+            short="zero",
+            required=False,
+        ),
         "text": StreamSpec(transform=TextTransform(steps=config.text_steps, prompt=prompt), required=False),
     }
-
-
-def _sound(config: LAVAConfig, hop: float, *, at: Literal["start", "beginning"], noise: float) -> StreamSpec:
-    """16 kHz, 25 ms windows; the natural logarithm is floored at 1e-6 (a recommendation; theirs is unknown)."""
-    return StreamSpec(
-        transform=AudioTransform(mels=config.mels, hop=hop, steps=config.audio_steps, noise=noise),
-        seconds=config.audio_steps * hop,
-        rate=16_000,
-        at=at,
-        short="zero",
-        required=False,
-    )
 
 
 def paper() -> Recipe:
@@ -431,18 +437,15 @@ def paper() -> Recipe:
     frames of the track: the two are not aligned in time, and this is kept.
     """
     config = LAVAConfig(mask_text="zero_embed")
-    shared = {"fps": 10.0, "prompt": "A video of {}", "crop": 256}
+
+    def look(train: bool) -> dict[str, StreamSpec]:
+        return _view(config, train, hop=0.02, prompt="A video of {}", sound_at="beginning")
+
     return Recipe(
         method="lava",
         config=config,
-        train=Viewing(
-            windows=Aligned(seconds=2.0, place="centre"),
-            views=(_views(config, train=True, sound=_sound(config, 0.02, at="beginning", noise=0.01), **shared),),
-        ),
-        test=Viewing(
-            windows=Grid(seconds=2.0, count=1),
-            views=(_views(config, train=False, sound=_sound(config, 0.02, at="beginning", noise=0.0), **shared),),
-        ),
+        train=Viewing(windows=Aligned(seconds=2.0, place="centre"), views=(look(train=True),)),
+        test=Viewing(windows=Grid(seconds=2.0, count=1), views=(look(train=False),)),
         # 32 a device x 2 devices x 2 accumulated parts; accumulation adds no negatives.
         batch=BatchSpec(rows=128, accumulate=2),
         epochs=100,
@@ -456,18 +459,15 @@ def paper() -> Recipe:
 def base() -> Recipe:
     """Return the same model for one GPU and a day, on aligned windows and with a warm-up (a recommendation)."""
     config = LAVAConfig(gather="grad")
-    shared = {"fps": 10.0, "prompt": "{}", "crop": 256}
+
+    def look(train: bool) -> dict[str, StreamSpec]:
+        return _view(config, train, hop=0.01, prompt="{}", sound_at="start")
+
     return Recipe(
         method="lava",
         config=config,
-        train=Viewing(
-            windows=Aligned(seconds=5.12),
-            views=(_views(config, train=True, sound=_sound(config, 0.01, at="start", noise=0.01), **shared),),
-        ),
-        test=Viewing(
-            windows=Grid(seconds=5.12, count=None),
-            views=(_views(config, train=False, sound=_sound(config, 0.01, at="start", noise=0.0), **shared),),
-        ),
+        train=Viewing(windows=Aligned(seconds=5.12), views=(look(train=True),)),
+        test=Viewing(windows=Grid(seconds=5.12, count=None), views=(look(train=False),)),
         batch=BatchSpec(rows=256),
         epochs=100,
         tokenizer=TokenizerSpec(vocabulary=20_000),

@@ -1,7 +1,7 @@
 """The supervised upper line: a method's encoders and a linear head, trained on a label column.
 
-No paper. It shows what the encoders of a self-supervised method could learn from the same recordings with labels, so that
-a table can be trusted at its upper end, as ``random:METHOD`` shows its lower end.
+No paper. It shows what the encoders of a self-supervised method could learn from the same recordings with labels, so
+that a table can be trusted at its upper end, as ``random:METHOD`` shows its lower end.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""The index: windows of a folder's recordings as vectors in LanceDB, and their search by words, sound, clip or picture."""
+"""The index: windows of a folder's recordings as vectors in LanceDB, and their search."""
 
 import json
 import math
@@ -38,7 +38,7 @@ class Hit:
     start: float
     end: float
     score: float
-    """Standard deviations above the usual similarity of this query with this stream's windows: comparable over streams."""
+    """Standard deviations above this query's usual similarity with the stream's windows: comparable over streams."""
     similarity: float
     stream: str
     space: str
@@ -159,7 +159,7 @@ class Index:
                 bar.update(len(part))
         self.meta["files"] = len(now)
         if todo or gone:
-            self._finish()
+            self.finish()
         self._write_meta()
         return {
             "added": len(new),
@@ -211,7 +211,7 @@ class Index:
             for name in _names(self._database):
                 self._database.open_table(name).delete(f"path IN ({listed})")
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
         """Build cells where there are many vectors, and keep a sample of each stream's vectors."""
         sample: dict[str, dict[str, list[list[float]]]] = {}
         for space in self.spaces:

@@ -108,7 +108,7 @@ def fit(
     position = training.position
     with _loaders(recipe, rows, tokenizer, targets, device) as (loader, sweep_loader):
         steps = recipe.steps or max(round((recipe.epochs or 0) * loader.steps()), 1)
-        runner = torch.compile(module) if recipe.compile else module
+        runner: Any = torch.compile(module) if recipe.compile else module
         main = distributed.rank() == 0
         journal = (
             Log(out / "log.jsonl", position.step, steps * recipe.rounds, recipe.method, tensorboard) if main else None
@@ -216,19 +216,25 @@ class _Run:
 
     def train(self, watch: Watch | None, watch_epochs: int | None) -> None:
         """Train to the end of the last round."""
-        here, method = self.position, self.training.method
+        here = self.position
         while here.round < self.recipe.rounds:
             while here.round_step < self.steps:
                 if not here.planned:
                     self._plan()
                 self._epoch()
-                if here.round_step < self.steps or here.round + 1 < self.recipe.rounds:
-                    here.epoch, here.epoch_step, here.planned = here.epoch + 1, 0, False
-                    if watch is not None and watch_epochs and here.epoch % watch_epochs == 0:
-                        self._watch(watch, method)
+                if here.round_step < self.steps:
+                    self._next_epoch(watch, watch_epochs)
             here.round, here.round_step = here.round + 1, 0
+            if here.round < self.recipe.rounds:
+                self._next_epoch(watch, watch_epochs)
         if watch is not None:
-            self._watch(watch, method)
+            self._watch(watch)
+
+    def _next_epoch(self, watch: Watch | None, watch_epochs: int | None) -> None:
+        here = self.position
+        here.epoch, here.epoch_step, here.planned = here.epoch + 1, 0, False
+        if watch is not None and watch_epochs and here.epoch % watch_epochs == 0:
+            self._watch(watch)
 
     def _plan(self) -> None:
         """Let the method recompute its targets, alike on all ranks."""
@@ -295,7 +301,7 @@ class _Run:
         shown = ", ".join(files[:8]) + (f" and {len(files) - 8} more" if len(files) > 8 else "")
         raise TriptychError(
             f"The loss '{name}' became {float(losses.terms[name].detach())} at step {self.position.step}; the batch "
-            f"held {shown}. The last checkpoint is whole; lower the learning rate, clip gradients, or look at these files."
+            f"held {shown}. The last checkpoint is whole; lower the learning rate, clip gradients, or see these files."
         )
 
     def _record(self, losses: Losses, total: float, norm: Tensor, parts: list[Batch]) -> None:
@@ -343,7 +349,8 @@ class _Run:
                 f"stopped at step {here.step} with a checkpoint; continue with: triptych pretrain --resume {self.out}"
             )
 
-    def _watch(self, watch: Watch, method: Method) -> None:
+    def _watch(self, watch: Watch) -> None:
+        method = self.training.method
         scores = dict(watch(method.eval(), self.clock))
         method.train()
         if self.journal is not None:

@@ -36,7 +36,8 @@ def wrap(method: Method, kind: str, device: torch.device) -> nn.Module:
             if isinstance(module, nn.ModuleList):
                 for block in module:
                     fully_shard(block)
-        return fully_shard(method)
+        fully_shard(method)
+        return method
     # A batch may lack a stream altogether, whose encoder then has no gradient.
     devices = [device] if device.type == "cuda" else None
     return DistributedDataParallel(method, device_ids=devices, find_unused_parameters=True)
