@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
-from triptych.media.recording import Recording
 
+from triptych.media.recording import Recording
 from triptych.toyworld.truth import ceiling
 from triptych.toyworld.write import RECORDINGS, write_toyworld
 

@@ -47,7 +47,7 @@ table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular
 th, td { padding: .25rem .75rem; border-bottom: 1px solid var(--line); text-align: right; }
 th:first-child, td:first-child { text-align: left; } td.text { text-align: left; }
 caption { text-align: left; font-weight: 600; padding: .5rem 0; }
-.plots { display: flex; flex-wrap: wrap; gap: 1rem; } .plots figure { margin: 0; flex: 1 1 20rem; }
+.plots { display: flex; flex-wrap: wrap; gap: 1rem; } .plots figure { margin: 0; flex: 0 1 20rem; }
 .plots svg { background: #fff; max-width: 100%; height: auto; border-radius: 4px; }
 .hits { display: flex; gap: .75rem; align-items: flex-start; margin: 1rem 0; overflow-x: auto; }
 .card { flex: 0 0 9.5rem; font-size: .8rem; background: var(--soft); padding: .4rem; border-radius: 4px; }
@@ -273,8 +273,8 @@ def show_card(rows: Rows, row: int, start: float, end: float, heading: str, quer
             sound = recording.waveform(start, end, 16_000)
             parts.append(f'<img alt="spectrogram" src="{picture_sound(sound, 16_000)}">')
         captions = recording.timeline.captions
-        name, text = recording.name, captions[0].text if captions else ""
-    place = f"{html.escape(name)}<br>{start:.1f} to {end:.1f} s"
+        text = captions[0].text if captions else ""
+    place = f"{html.escape(rows.row(row)['path'])}<br>{start:.1f} to {end:.1f} s"
     kind = "card query" if query else "card"
     return f'<div class="{kind}"><b>{html.escape(heading)}</b>{"".join(parts)}{html.escape(text)}<br>{place}</div>'
 

@@ -24,6 +24,10 @@ class _SumOverRanks(torch.autograd.Function):
         return total
 
 
+def _sum(x: Tensor) -> Tensor:
+    return _SumOverRanks.apply(x) if distributed.is_running() else x  # type: ignore[no-untyped-call]
+
+
 class BatchNorm(nn.Module):
     """Normalise each channel (the last axis) by the mean and variance of all other axes and all processes.
 
@@ -51,12 +55,10 @@ class BatchNorm(nn.Module):
             mean, variance = self.running_mean, self.running_var
         else:
             rows = x.float().reshape(-1, x.shape[-1])
-            sums = torch.cat([rows.sum(dim=0), rows.square().sum(dim=0), rows.new_tensor([len(rows)])])
-            if distributed.is_running():
-                sums = _SumOverRanks.apply(sums)  # type: ignore[no-untyped-call]
-            count = sums[-1]
-            mean, square = (sums[:-1] / count).chunk(2)
-            variance = (square - mean.square()).clamp(min=0)
+            sums = _sum(torch.cat([rows.sum(dim=0), rows.new_tensor([len(rows)])]))
+            mean, count = sums[:-1] / sums[-1], sums[-1]
+            # From the centred values: the mean of squares minus the square of the mean would lose the digits.
+            variance = _sum((rows - mean).square().sum(dim=0)) / count
             self._track(mean, variance, count)
         normal = (x.float() - mean) * torch.rsqrt(variance + self.eps)
         return (normal * self.weight + self.bias).to(x.dtype)
