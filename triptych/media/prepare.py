@@ -255,7 +255,7 @@ def encode(recording: Recording, out: Path, encoding: Encoding) -> None:
     sound, rate = None, int(encoding.audio_rate or probe.audio_rate or 16_000)
     if probe.audio is not None:
         sound = recording.waveform(probe.video[0], probe.video[0] + count / float(fps), rate)[:2]
-    write_video(out, pictures(), fps, sound, rate, crf=20, gop=encoding.gop or 250, preset="medium")
+    write_video(out, pictures(), fps, sound, rate, crf=20, gop=encoding.gop or 250, preset="medium", fast_decode=True)
 
 
 def find_moments(recording: Recording, rate: float = 16_000, hop: float = 0.02, most: int = 32) -> list[float]:

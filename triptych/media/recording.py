@@ -41,8 +41,10 @@ STILLS = {
 """Container names of still images."""
 SLACK = 1.0
 """Seconds that a track may end before its declared end without being called cut short."""
-PREROLL = 0.25
+PREROLL = 0.1
 """Seconds of sound decoded before the wanted ones, so that codecs with memory have settled."""
+SOUND_GAP = 0.05
+"""A jump of so many seconds in the times of a track is a gap, not the rounding of its times."""
 
 Source = str | Path | bytes | IO[bytes]
 
@@ -313,7 +315,7 @@ class Recording:
         order = sorted(range(len(seconds)), key=lambda place: seconds[place])
         pictures: list[Any] = [None] * len(seconds)
         last: tuple[VideoFrame, Any] | None = None
-        still = self.probe.still
+        still = reader.container.format.name.split(",")[0] in STILLS
         asked = [0.0] * len(order) if still else [seconds[place] for place in order]
         for place, frame in reader.shown(asked):
             if last is None or frame is not last[0]:
@@ -322,7 +324,7 @@ class Recording:
         self.skipped = reader.skipped
         if any(picture is None for picture in pictures):
             raise TriptychError(f"{self.name}: no picture can be decoded at {seconds[order[0]]:.2f} s.")
-        if last is not None and not still:
+        if last is not None and not still and reader.ended:
             self._check_end(asked[-1], last[0], reader)
         return torch.from_numpy(np.stack(pictures)) if pictures else torch.empty(0, 0, 0, 3, dtype=torch.uint8)
 
@@ -348,7 +350,7 @@ class Recording:
             return
         shown = frame.pts * reader.tick - reader.origin
         end = self.probe.video[1]
-        if min(second, end) - shown > SLACK and reader.ended:
+        if min(second, end) - shown > SLACK:
             raise EndedEarly(
                 f"{self.name} ends early: its last picture is at {shown:.2f} s, its header promises {end:.2f} s."
             )
@@ -366,11 +368,15 @@ class Recording:
         Raises:
             TriptychError: If there is no sound at all.
         """
-        container = self._open("audio")
+        if self._video is not None and not self.audio:
+            container = self._video.container  # to open a file costs more than to seek in it
+            self._video.fresh = False
+        else:
+            container = self._open("audio")
         if not container.streams.audio:
             raise TriptychError(f"{self.name} has no sound.")
         stream = container.streams.audio[0]
-        origin = self.probe.origin if self.audio is None else _origin(container)
+        origin = _origin(container)
         total = round((end - start) * rate)
         result = torch.zeros(stream.channels, total)
         if total == 0:
@@ -380,20 +386,21 @@ class Recording:
         first = (start - PREROLL + origin) / tick
         container.seek(max(int(first), stream.start_time or 0), stream=stream, backward=True)
         stream.codec_context.flush_buffers()
-        resampler = av.AudioResampler(format="fltp", layout=stream.layout.name, rate=round(rate))
-        at: int | None = None
+        stretch: list[np.ndarray] = []
+        resampler, began, expected = None, 0.0, None
         for frame in self._sounds(container, stream):
-            second = frame.time - origin if frame.time is not None else None
-            if second is not None and second > end:
+            second = frame.time - origin if frame.time is not None else (expected or 0.0)
+            if second > end:
                 break
-            for piece in resampler.resample(frame):
-                if at is None:
-                    assert second is not None
-                    at = round((second - start) * rate)
-                at = _place(result, piece, at)
-        for piece in resampler.resample(None):
-            if at is not None:
-                at = _place(result, piece, at)
+            if resampler is None or expected is None or abs(second - expected) > SOUND_GAP:
+                if resampler is not None:
+                    _place(result, stretch, resampler, round((began - start) * rate))
+                resampler = av.AudioResampler(format="fltp", layout=stream.layout.name, rate=round(rate))
+                stretch, began = [], second
+            stretch += [piece.to_ndarray() for piece in resampler.resample(frame)]
+            expected = second + frame.samples / frame.sample_rate
+        if resampler is not None:
+            _place(result, stretch, resampler, round((began - start) * rate))
         return result
 
     def _sounds(self, container: InputContainer, stream: av.AudioStream) -> Iterator[av.AudioFrame]:
@@ -498,13 +505,15 @@ def _upright(frame: VideoFrame, reader: VideoReader, short_side: int | None) -> 
     return np.ascontiguousarray(np.rot90(array, turns)) if turns else array
 
 
-def _place(result: Tensor, piece: av.AudioFrame, at: int) -> int:
-    """Copy the samples of ``piece``, whose first belongs at ``at``, and return where the next belongs."""
-    samples = torch.from_numpy(piece.to_ndarray())
+def _place(result: Tensor, stretch: list[np.ndarray], resampler: av.AudioResampler, at: int) -> None:
+    """Copy an unbroken stretch of sound, whose first sample belongs at ``at``."""
+    pieces = [*stretch, *(piece.to_ndarray() for piece in resampler.resample(None))]
+    if not pieces:
+        return
+    samples = torch.from_numpy(np.concatenate(pieces, axis=1))
     begin, end = max(at, 0), min(at + samples.shape[1], result.shape[1])
     if begin < end:
         result[:, begin:end] = samples[:, begin - at : end - at]
-    return at + samples.shape[1]
 
 
 def _reason(error: Exception) -> str:
