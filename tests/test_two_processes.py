@@ -19,6 +19,7 @@ from triptych.batch import Batch, Clip
 from triptych.layers.batch_norm import BatchNorm
 from triptych.method import Clock
 from triptych.methods.lava import LAVA
+from triptych.model import model_tensors
 from triptych.training import parallel
 
 ROWS = 6
@@ -45,6 +46,7 @@ def _lava(rank: int, world: int, kind: str, *changes: str) -> dict[str, Tensor]:
     losses = module(_part(_batch(), rank, world), Clock())
     losses.total.backward()
     found = {n: parallel.whole(p.grad) for n, p in method.named_parameters() if p.grad is not None}
+    found |= {f"kept.{name}": parallel.whole(tensor) for name, tensor in model_tensors(method).items()}
     return {**found, "loss": distributed.average(losses.total)}
 
 

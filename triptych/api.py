@@ -313,7 +313,12 @@ def pretrain(
     if dry_run:
         return None
     torch.manual_seed(made.seed)
-    facts = {"source": str(Path(rows.source).resolve()), "label": label, "versions": versions()}
+    facts = {
+        "source": str(Path(rows.source).resolve()),
+        "label": label,
+        "init": init and str(init),
+        "versions": versions(),
+    }
     return loop.fit(module, made, rows, out, tokenizer, targets=targets, labels=classes, device=place, facts=facts)
 
 
@@ -338,7 +343,7 @@ def resume(run: str | Path, device: str | None = None) -> Path:
     module: Method = catalog.resolve(made.method)(made.config)
     place = choose_device(device)
     targets = {label: classes} if label else None
-    kept = {key: facts[key] for key in ("source", "label", "versions")}
+    kept = {key: facts.get(key) for key in ("source", "label", "init", "versions")}
     return loop.fit(module, made, rows, run, tokenizer, targets=targets, labels=classes, device=place, facts=kept)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from triptych.errors import TriptychError
 
 
@@ -30,10 +32,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
         _sync(neighbour)
         os.replace(neighbour, path)
         _sync(path.parent)
-    except OSError as error:
-        raise TriptychError(
-            f"{path} cannot be written: {error.strerror or error}; nothing there was changed."
-        ) from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TriptychError(f"{path} cannot be written: {reason}; it is as it was.") from error
     finally:
         neighbour.unlink(missing_ok=True)
 
@@ -59,10 +60,9 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         _sync(neighbour)
         os.rename(neighbour, path)
         _sync(path.parent)
-    except OSError as error:
-        raise TriptychError(
-            f"{path} cannot be written: {error.strerror or error}; nothing there was changed."
-        ) from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TriptychError(f"{path} cannot be written: {reason}; it is as it was.") from error
     finally:
         shutil.rmtree(neighbour, ignore_errors=True)
 

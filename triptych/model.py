@@ -65,16 +65,21 @@ class Model:
 
 def model_tensors(method: nn.Module) -> dict[str, Tensor]:
     """Return parameters and buffers by name, without those of a ``RunState``, a shared tensor once."""
-    state, seen, result = method.state_dict(keep_vars=True), set(), {}
-    run_state = [name + "." for name, module in method.named_modules() if isinstance(module, RunState)]
-    for name, tensor in state.items():
-        if any(name.startswith(prefix) for prefix in run_state):
-            continue
-        key = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride())) if tensor.numel() else name
-        if key not in seen:
-            seen.add(key)
-            result[name] = tensor.detach().contiguous()
+    seen: set[int] = set()
+    result = {}
+    run_state = tuple(name + "." for name, module in method.named_modules() if isinstance(module, RunState))
+    for name, tensor in method.state_dict(keep_vars=True).items():
+        if not name.startswith(run_state) and id(tensor) not in seen:
+            seen.add(id(tensor))
+            result[name] = tensor.detach()
     return result
+
+
+def run_tensors(method: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of ``RunState`` modules by name: what belongs to the run and not to its model."""
+    run_state = tuple(name + "." for name, module in method.named_modules() if isinstance(module, RunState))
+    found = method.state_dict(keep_vars=True).items()
+    return {name: tensor.detach() for name, tensor in found if name.startswith(run_state)} if run_state else {}
 
 
 def write_model(
@@ -112,7 +117,7 @@ def write_model(
     }
     with new_folder(folder) as place:
         weights = model_tensors(method) if tensors is None else tensors
-        save_file({name: tensor.cpu() for name, tensor in weights.items()}, place / "model.safetensors")
+        save_file({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, place / "model.safetensors")
         (place / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         if tokenizer is not None:
             tokenizer.save(place / "tokenizer.json")

@@ -30,6 +30,7 @@ class TinyConfig(Config):
     """Options of the toy method."""
 
     explode_at: int = -1
+    steep_at: int = -1
     stop_at: int = -1
     width: int = 6
 
@@ -64,6 +65,8 @@ class Tiny(Method):
         error = (self.head(self.net(x)) + 0.1 * noise - batch.rows[:, None] / 10).square().mean()
         if clock.step == self.options.explode_at:
             error = error * float("nan")
+        if clock.step == self.options.steep_at:
+            error = error + (error - error).clamp(min=0).sqrt()  # 0, with a slope that is not finite
         drag = 1e-3 * self.queue.last.sum() * error.detach()
         self.queue.last = torch.cat([self.queue.last, error.detach()[None]])[-5:]
         return Losses({"error": error + 0 * drag, "drag": drag + 0 * error}, {"drag": 0.5}, {"seen": len(batch)})
@@ -189,9 +192,32 @@ def test_sigterm_writes_a_checkpoint_and_the_run_goes_on(rows: Rows, tmp_path: P
 
 
 def test_a_loss_that_is_not_finite_names_step_term_and_files(rows: Rows, tmp_path: Path) -> None:
-    with pytest.raises(TriptychError, match=r"'error' became nan at step 7; the batch held .*clip\d+\.mp4"):
+    with pytest.raises(TriptychError, match=r"At step 7 the loss 'error' became nan; the batch held .*clip\d+\.mp4"):
         _run(_recipe(config={"explode_at": 7}, checkpoint_steps=3), rows, tmp_path / "run")
     assert checkpoint.find(tmp_path / "run")[-1].name == "step-00000006"
+
+
+def test_a_gradient_that_is_not_finite_is_not_applied(rows: Rows, tmp_path: Path) -> None:
+    with pytest.raises(TriptychError, match="At step 4 the gradient became nan"):
+        _run(_recipe(config={"steep_at": 4}, checkpoint_steps=1), rows, tmp_path / "run")
+    kept = load_file(checkpoint.find(tmp_path / "run")[-1] / "model" / "model.safetensors")
+    assert all(tensor.isfinite().all() for tensor in kept.values())
+
+
+def test_a_full_disk_is_one_sentence_and_the_older_checkpoint_stays(rows: Rows, tmp_path: Path) -> None:
+    import resource
+
+    recipe = _recipe(checkpoint_steps=3, config={"width": 2000})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(TriptychError, match="cannot be written"):
+            _run(recipe, rows, tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, ignored)
+    assert checkpoint.find(tmp_path / "run") == [] and not list((tmp_path / "run" / "checkpoints").glob("*"))
 
 
 def test_only_the_newest_checkpoints_are_kept(rows: Rows, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import logging
 import math
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -335,6 +336,7 @@ class Loader:
                 collate_fn=_unchanged,
                 worker_init_fn=_end_with_parent,
                 multiprocessing_context=context,
+                generator=torch.Generator(),  # else it would draw from the generator that the training has seeded
                 persistent_workers=True,
                 prefetch_factor=2,
                 pin_memory=self.device.type == "cuda",
@@ -498,6 +500,7 @@ def _unchanged(result: Any) -> Any:
 
 def _end_with_parent(number: int) -> None:
     """End this worker when the process that it works for is gone, killed even: the fork server would keep it alive."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all; the parent decides what it means
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -335,13 +335,10 @@ def build_cells(table: Any, metric: str) -> None:
     if rows <= FLAT:
         return
     partitions = max(16, round(math.sqrt(rows)))
-    table.create_index(
-        metric="cosine" if metric == "cosine" else "dot",
-        num_partitions=partitions,
-        vector_column_name="vector",
-        index_type="IVF_FLAT",
-        replace=True,
-    )
+    from lancedb.index import IvfFlat
+
+    kind: Literal["cosine", "dot"] = "cosine" if metric == "cosine" else "dot"
+    table.create_index("vector", config=IvfFlat(distance_type=kind, num_partitions=partitions), replace=True)
 
 
 def num_probes(rows: int) -> int:

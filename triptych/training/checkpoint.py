@@ -20,7 +20,7 @@ from triptych.data.text import Tokenizer
 from triptych.errors import TriptychError
 from triptych.files import new_folder
 from triptych.method import Method
-from triptych.model import model_tensors, write_model
+from triptych.model import model_tensors, run_tensors, write_model
 from triptych.recipe import Recipe
 from triptych.training.parallel import assign, wait, whole
 
@@ -68,7 +68,7 @@ def save(out: Path, training: Training, recipe: Recipe, tokenizer: Tokenizer | N
     """
     folder = out / "checkpoints" / f"step-{training.position.step:08d}"
     weights = {name: whole(tensor) for name, tensor in model_tensors(training.method).items()}
-    kept = {f"state.{name}": whole(tensor) for name, tensor in _run_tensors(training.method).items()}
+    kept = {f"state.{name}": whole(tensor) for name, tensor in run_tensors(training.method).items()}
     if training.average is not None:
         kept |= {f"average.{name}": whole(tensor) for name, tensor in training.average.items()}
     if training.order is not None:
@@ -112,7 +112,7 @@ def restore(folder: Path, training: Training) -> None:
         if kind == "state":
             _put_buffer(training.method, rest, value)
         elif kind == "average" and training.average is not None:
-            training.average[rest].copy_(value)
+            assign(training.average[rest], value)
         elif kind == "order":
             training.order = value
     _put_moments(training.optimizer, moments)
@@ -129,16 +129,6 @@ def _load(path: Path) -> dict[str, Tensor]:
         raise TriptychError(
             f"{path} is missing or damaged ({error}); remove its folder to use an older one."
         ) from error
-
-
-def _run_tensors(method: Method) -> dict[str, Tensor]:
-    model = model_tensors(method)
-    shared = {tensor.data_ptr() for tensor in model.values()}
-    return {
-        name: tensor.detach()
-        for name, tensor in method.state_dict(keep_vars=True).items()
-        if name not in model and (tensor.data_ptr() not in shared or not tensor.numel())
-    }
 
 
 def _put_buffer(method: Method, name: str, value: Tensor) -> None:
@@ -171,7 +161,7 @@ def _put_moments(optimizer: Optimizer, tensors: dict[str, Tensor]) -> None:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             state: dict[str, Any] = {}
             for key, value in by_name.get(name, {}).items():
-                if value.shape == parameter.shape:
+                if key != "step" and value.shape == parameter.shape:
                     state[key] = torch.zeros_like(parameter)
                     assign(state[key], value)
                 else:

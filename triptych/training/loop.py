@@ -3,6 +3,7 @@
 import hashlib
 import json
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -11,7 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from jaxtyping import Int
@@ -97,14 +98,19 @@ def fit(
     out.mkdir(parents=True, exist_ok=True)
     if (out / "model").is_dir():
         return out / "model"
-    if distributed.rank() == 0 and not (out / "recipe.json").exists():
-        _write_recipe(out, recipe, rows, facts or {})
+    if distributed.rank() == 0:
+        for left in (*out.glob(".*.partial*"), *out.glob("checkpoints/.*.partial")):  # of a run that was killed
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        if not (out / "recipe.json").exists():
+            _write_recipe(out, recipe, rows, facts or {})
     # Sharding replaces the parameters, so optimizer and average are built after it.
     module = parallel.wrap(method.to(device).train(), recipe.parallel, device)
     training = _prepare(method, recipe)
     found = checkpoint.find(out)
     if found:
         checkpoint.restore(found[-1], training)
+    elif facts and facts.get("init"):  # a run that is killed early must not begin again from random weights
+        checkpoint.save(out, training, recipe, tokenizer, labels)
     position = training.position
     with _loaders(recipe, rows, tokenizer, targets, device) as (loader, sweep_loader):
         steps = recipe.steps or max(round((recipe.epochs or 0) * loader.steps()), 1)
@@ -279,6 +285,8 @@ class _Run:
         progress = here.round_step / self.steps
         adjust(training.optimizer, recipe.schedules, progress, self.steps, here.step)
         norm = clip(training.optimizer, recipe.gradients.clip_norm, recipe.gradients.clip_value)
+        if not bool(norm.isfinite()):
+            self._stop_at("the gradient", float(norm), parts[-1])
         training.optimizer.step()
         here.step, here.epoch_step, here.round_step = here.step + 1, here.epoch_step + 1, here.round_step + 1
         here.rows += sum(len(part) for part in parts) * distributed.world_size()
@@ -290,18 +298,21 @@ class _Run:
                         training.average[name].lerp_(tensor, 1 - recipe.ema)
                     else:
                         training.average[name].copy_(tensor)
-        return losses, float(torch.stack(totals).mean()), norm
+        return losses, float(distributed.average(torch.stack(totals).mean())), norm
 
     def _check(self, losses: Losses, part: Batch) -> None:
         """Stop the run at a loss that is not finite, and name what was in the batch."""
         if all(bool(term.isfinite()) for term in losses.terms.values()):
             return
         name = next(name for name, term in losses.terms.items() if not term.isfinite())
+        self._stop_at(f"the loss '{name}'", float(losses.terms[name].detach()), part)
+
+    def _stop_at(self, what: str, value: float, part: Batch) -> NoReturn:
         files = [str(self.loader.rows.row(int(row)).path) for row in part.rows.tolist()]
         shown = ", ".join(files[:8]) + (f" and {len(files) - 8} more" if len(files) > 8 else "")
         raise TriptychError(
-            f"The loss '{name}' became {float(losses.terms[name].detach())} at step {self.position.step}; the batch "
-            f"held {shown}. The last checkpoint is whole; lower the learning rate, clip gradients, or see these files."
+            f"At step {self.position.step} {what} became {value}; the batch held "
+            f"{shown}. The last checkpoint is whole; lower the learning rate, clip gradients, or see these files."
         )
 
     def _record(self, losses: Losses, total: float, norm: Tensor, parts: list[Batch]) -> None:
