@@ -1,9 +1,9 @@
 """Query time and recall of the index at 100,000 and 1,000,000 vectors of 256 dimensions.
 
 Vectors lie around those of the toy world through LAVA `small` with random weights (or around a table of your own,
---table): each is one of them, mixed with another and with Gaussian noise of the seed vectors' covariance, carried to 256
-dimensions by a fixed rotation. Queries come from the same generator and are not in the index. Independent vectors stand
-beside.
+--table): each is one of them, mixed with another and with Gaussian noise of the seed vectors' covariance, carried to
+256 dimensions by a fixed rotation. Queries come from the same generator and are not in the index. Independent vectors
+stand beside.
 
     python benchmarks/index.py [--table FOLDER] [--sizes 100000 1000000]
 """
