@@ -57,6 +57,9 @@ def resolve(name: str) -> Any:
         hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(CATALOG)}."
         raise UsageError(f"There is no method '{name}'; {hint} A method of your own is named as module:Class.")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, SyntaxError, TypeError, ValueError) as error:
         raise UsageError(f"The method '{name}' cannot be loaded: {error}.") from error
+    if not hasattr(found, "config_class"):
+        raise UsageError(f"{name} is no method: it has no `config_class`.")
+    return found

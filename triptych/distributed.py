@@ -1,11 +1,13 @@
 """The few things that differ when several processes train one model. With one process, each is the identity."""
 
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
+
+Value = TypeVar("Value")
 
 Gather = Literal["grad", "detached", "none"]
 """How keys of other ranks come in: with exact gradients, without gradient, or not at all (a per-device loss)."""
@@ -26,19 +28,24 @@ def world_size() -> int:
     return dist.get_world_size() if is_running() else 1
 
 
+def _all_gather(x: Tensor) -> list[Tensor]:
+    x = x.detach().contiguous()
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x)
+    return parts
+
+
 class _Gather(torch.autograd.Function):
     """All-gather along the first axis whose backward sums the gradients of all ranks: exact after DDP's mean."""
 
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> Tensor:
         ctx.size = len(x)  # type: ignore[attr-defined]
-        parts = [torch.empty_like(x) for _ in range(world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
+        return torch.cat(_all_gather(x))
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> Tensor:
-        total = grads[0].contiguous()
+        total = grads[0].clone(memory_format=torch.contiguous_format)  # others may hold the gradient that came in
         dist.all_reduce(total)
         size: int = ctx.size  # type: ignore[attr-defined]
         return total[rank() * size : (rank() + 1) * size]
@@ -56,8 +63,7 @@ def gather(x: Shaped[Tensor, "batch ..."], how: Gather = "grad") -> Shaped[Tenso
     if how == "grad" and x.is_floating_point():
         gathered: Tensor = _Gather.apply(x)  # type: ignore[no-untyped-call]
         return gathered
-    parts = [torch.empty_like(x) for _ in range(world_size())]
-    dist.all_gather(parts, x.detach().contiguous())
+    parts = _all_gather(x)
     if how == "detached":
         parts[rank()] = x
     return torch.cat(parts)
@@ -90,8 +96,27 @@ def average(x: Tensor) -> Tensor:
 
 
 def share(x: Tensor) -> Tensor:
-    """Return rank 0's value on every rank, for what all must agree on."""
+    """Return rank 0's tensor on every rank, for what all must agree on."""
     if is_running():
         x = x.clone()
         dist.broadcast(x, 0)
     return x
+
+
+def agree(value: Value) -> Value:
+    """Return rank 0's value of any type on every rank."""
+    if not is_running():
+        return value
+    box: list[Any] = [value]
+    dist.broadcast_object_list(box, 0)
+    agreed: Value = box[0]
+    return agreed
+
+
+def every(value: Value) -> list[Value]:
+    """Return the values of all ranks, of any type, in the order of the ranks."""
+    if not is_running():
+        return [value]
+    values: list[Any] = [None] * world_size()
+    dist.all_gather_object(values, value)
+    return values

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -25,18 +25,18 @@ def replacing(path: str | Path) -> Iterator[Path]:
         TriptychError: If the disk is full or the place cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     neighbour = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield neighbour
         _sync(neighbour)
         os.replace(neighbour, path)
         _sync(path.parent)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise TriptychError(f"{path} cannot be written: {reason}; it is as it was.") from error
+        raise _refused(path, error) from error
     finally:
-        neighbour.unlink(missing_ok=True)
+        with suppress(OSError):
+            neighbour.unlink()
 
 
 @contextmanager
@@ -49,11 +49,10 @@ def new_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if path.exists():
         raise TriptychError(f"{path} exists already; choose another place or remove it first.")
-    path.parent.mkdir(parents=True, exist_ok=True)
     neighbour = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(neighbour, ignore_errors=True)
     try:
-        neighbour.mkdir()
+        neighbour.mkdir(parents=True)
         yield neighbour
         for file in neighbour.rglob("*"):
             _sync(file)
@@ -61,10 +60,26 @@ def new_folder(path: str | Path) -> Iterator[Path]:
         os.rename(neighbour, path)
         _sync(path.parent)
     except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise TriptychError(f"{path} cannot be written: {reason}; it is as it was.") from error
+        raise _refused(path, error) from error
     finally:
         shutil.rmtree(neighbour, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder that ``new_folder`` made; it is whole until it is gone, even if this process is killed."""
+    doomed = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    os.rename(path, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Return the half-written neighbours that a killed process left in ``folder``."""
+    return [*folder.glob(".*.partial"), *folder.glob(".*.partial.*")]
+
+
+def _refused(path: Path, error: OSError | SafetensorError) -> TriptychError:
+    reason = getattr(error, "strerror", None) or error
+    return TriptychError(f"{path} cannot be written: {reason}; what was there before is as it was.")
 
 
 def _sync(path: Path) -> None:

@@ -29,7 +29,7 @@ class Clock:
     step: int = 0
     """Optimizer steps done in this run."""
     epoch: int = 0
-    """Epochs begun, over all rounds."""
+    """Epoch, from 0, over all rounds."""
     round: int = 0
     """Round, from 0."""
     progress: float = 0.0
@@ -44,12 +44,21 @@ class Losses:
     weights: dict[str, float] = field(default_factory=dict)
     """Weight of each term; 1 where absent."""
     report: Mapping[str, float | Tensor] = field(default_factory=dict)
-    """Values for the log; they cannot leak into the objective."""
+    """Values for the log, detached: they cannot leak into the objective."""
+
+    def __post_init__(self) -> None:
+        # DDP would wait for the gradient of every parameter that an output leads to.
+        self.report = {name: x.detach() if isinstance(x, Tensor) else x for name, x in self.report.items()}
+
+    @property
+    def weighted(self) -> dict[str, Float[Tensor, ""]]:
+        """Each term times its weight, in float32."""
+        return {name: self.weights.get(name, 1.0) * term.float() for name, term in self.terms.items()}
 
     @property
     def total(self) -> Float[Tensor, ""]:
         """The weighted sum that is differentiated."""
-        return torch.stack([self.weights.get(name, 1.0) * term.float() for name, term in self.terms.items()]).sum()
+        return torch.stack(list(self.weighted.values())).sum()
 
 
 @runtime_checkable
@@ -72,7 +81,7 @@ class Plan:
     order: Int[Tensor, " draws"] | None = None
     """Rows to draw this epoch, in order; None: all rows, shuffled."""
     fresh: tuple[str, ...] = ()
-    """Names of parameters that were just made anew: their optimizer state is dropped."""
+    """Names of parameters that were just set anew, in place: their optimizer state is dropped."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +97,11 @@ class Group:
     schedule: str = "main"
     """Curve of the recipe that the rate follows."""
     clip: float | None = None
-    """Largest norm over the group, instead of the recipe's."""
+    """Largest norm over the group, instead of the recipe's; ``inf``: the group is not clipped."""
     clip_each: float | None = None
-    """Largest norm of each parameter by itself."""
+    """Largest norm of each parameter by itself, instead of the recipe's."""
     frozen_until: int = 0
-    """Step before which these parameters stay as they are."""
+    """Step of the run before which these parameters stay as they are (their batch norms' statistics still move)."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the recipe's ``OptimizerSpec`` that differ for this group."""
 
@@ -112,7 +121,8 @@ class Facts:
 class RunState(nn.Module):
     """Base of modules that belong to a run and not to its model (queues, banks, targets): saved with checkpoints only.
 
-    Their buffers may be sized at the first ``before_epoch``; loading a checkpoint takes the stored sizes.
+    Everything that a resumed run needs is a buffer, and every rank holds the same: rank 0's is saved. Buffers may be
+    sized at the first ``before_epoch``; loading a checkpoint takes the stored sizes.
     """
 
 
@@ -164,7 +174,10 @@ class Method(nn.Module):
         return [Group(tuple(name for name, parameter in self.named_parameters() if parameter.requires_grad))]
 
     def before_epoch(self, clock: Clock, sweep: Sweep) -> Plan:
-        """Recompute targets over the whole data set, if the method has any, and say what is drawn this epoch."""
+        """Recompute targets over the whole data set, if the method has any, and say what is drawn this epoch.
+
+        All ranks call it, seeded alike, and must come to the same result. Parameters are set in place, never replaced.
+        """
         return Plan()
 
     def after_step(self, clock: Clock) -> None:

@@ -132,15 +132,11 @@ def read_model(folder: str | Path, device: torch.device | str = "cpu") -> Model:
         TriptychError: If it is of another format, or its files are damaged or do not fit each other.
     """
     place = find_model(folder)
-    config = _read_config(place)
+    config = read_config(place)
     kind = catalog.resolve(config["method"])
     method: Method = kind(validate(kind.config_class, config["config"], str(place / "config.json")))
     weights = place / "model.safetensors"
-    try:
-        tensors = load_file(weights)
-    except (OSError, SafetensorError) as error:
-        raise TriptychError(f"{weights} is missing or damaged ({error}); copy or train the model again.") from error
-    load_tensors(method, tensors, str(weights))
+    load_tensors(method, read_tensors(weights, "copy or train the model again"), str(weights))
     path = place / "tokenizer.json"
     return Model(
         method=method.to(device).eval(),
@@ -154,14 +150,38 @@ def read_model(folder: str | Path, device: torch.device | str = "cpu") -> Model:
     )
 
 
+def read_tensors(path: Path, remedy: str) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, on the CPU.
+
+    Raises:
+        TriptychError: If the file is missing, cut off or garbage; it tells the ``remedy``.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise TriptychError(f"{path} is missing or damaged ({error}); {remedy}.") from error
+
+
 def load_tensors(method: Method, tensors: dict[str, Tensor], source: str) -> None:
     """Put ``tensors`` into ``method``; every tensor of the model must be there, and no other.
 
     Raises:
         TriptychError: Names ``source`` and the first key that is missing, left over or of another shape.
     """
-    wanted = model_tensors(method)
+    check_tensors(method, tensors, source)
     state = method.state_dict()
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            state[name].copy_(tensor)
+
+
+def check_tensors(method: Method, tensors: dict[str, Tensor], source: str) -> None:
+    """Check that ``tensors`` are those of the model, by name and shape.
+
+    Raises:
+        TriptychError: As ``load_tensors``.
+    """
+    wanted = model_tensors(method)
     for name in wanted:
         if name not in tensors:
             raise TriptychError(f"{source}: the tensor '{name}' is missing; it does not fit this configuration.")
@@ -171,9 +191,6 @@ def load_tensors(method: Method, tensors: dict[str, Tensor], source: str) -> Non
     for name in tensors:
         if name not in wanted:
             raise TriptychError(f"{source}: the tensor '{name}' is unknown to this configuration.")
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            state[name].copy_(tensor)
 
 
 def random_model(
@@ -214,7 +231,12 @@ def find_model(folder: str | Path) -> Path:
     raise UsageError(f"{folder} is neither a model folder (no config.json) nor a run with a model or a checkpoint.")
 
 
-def _read_config(place: Path) -> dict[str, Any]:
+def read_config(place: Path) -> dict[str, Any]:
+    """Return the ``config.json`` of a model folder.
+
+    Raises:
+        TriptychError: If it is damaged, or of another format than this version reads.
+    """
     path = place / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator, model_validator
 
 from triptych import catalog
 from triptych.errors import UsageError
@@ -15,7 +15,7 @@ from triptych.errors import UsageError
 class Config(BaseModel):
     """Base of everything a recipe is made of: frozen, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 # ---------------------------------------------------------------- how a stream of a view is cut and transformed
@@ -286,7 +286,8 @@ class BatchSpec(Config):
     balance: str | None = None
     """Column whose values are drawn equally often."""
     accumulate: int = Field(1, ge=1)
-    """Parts that a batch is cut into, one after another, whose gradients are summed."""
+    """Parts that a batch is cut into, one after another, whose gradients are averaged: less memory. For the method a
+    part is a batch of its own: its negatives, means and batch norms are those of the part."""
 
     @model_validator(mode="after")
     def _one_size(self) -> "BatchSpec":
@@ -297,6 +298,9 @@ class BatchSpec(Config):
         return self
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerSpec(Config):
     """The optimizer of all groups; a group may override by `Group.options`."""
 
@@ -304,16 +308,24 @@ class OptimizerSpec(Config):
     """`lars` is SGD with layer-wise rates."""
     lr: float = Field(1e-3, gt=0)
     """Peak learning rate."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Share, Share] = (0.9, 0.999)
     """Of Adam and AdamW."""
-    eps: float = 1e-8
+    eps: float = Field(1e-8, ge=0)
     """Of Adam and AdamW."""
-    momentum: float = 0.9
+    momentum: Share = 0.9
     """Of SGD and LARS."""
     nesterov: bool = False
     """Of SGD."""
+    trust: float = Field(1e-3, gt=0)
+    """Of LARS: a layer's step relative to the norm of its weights, at a learning rate of 1."""
     weight_decay: float = Field(0.0, ge=0)
     """On the parameters that the group decays."""
+
+    @model_validator(mode="after")
+    def _nesterov_has_momentum(self) -> "OptimizerSpec":
+        if self.nesterov and not self.momentum:
+            raise ValueError("`nesterov` needs a `momentum` above 0")
+        return self
 
 
 class ScheduleSpec(Config):
@@ -338,10 +350,13 @@ class ScheduleSpec(Config):
 class GradientSpec(Config):
     """What is done to gradients before the optimizer sees them."""
 
-    rule: Literal["sum"] = "sum"
-    """How the terms' gradients become one."""
+    rule: str = "sum"
+    """How the gradients of the terms of the loss become one: `sum`, or a `module:function` that is given them term by
+    term (see `triptych/training/gradients.py`)."""
+    options: dict[str, bool | int | float | str] = {}
+    """Keyword arguments of the rule."""
     clip_norm: float | None = Field(None, gt=0)
-    """Largest norm over all parameters of the optimizer."""
+    """Largest norm over all parameters together, but for groups that have their own."""
     clip_value: float | None = Field(None, gt=0)
     """Largest absolute value of an entry."""
 
@@ -407,18 +422,15 @@ class Recipe(Config):
     log_steps: int = Field(10, ge=1)
     """Steps between lines of the log."""
 
-    @model_validator(mode="before")
+    @field_validator("config", mode="before")
     @classmethod
-    def _validate_config_by_its_class(cls, data: Any) -> Any:
-        if not isinstance(data, dict) or "method" not in data or "config" not in data:
-            return data
-        wanted = catalog.resolve(data["method"]).config_class
-        config = data["config"]
-        if isinstance(config, Config):
-            if type(config) is not wanted:
-                raise ValueError(f"config is a {type(config).__name__}; {data['method']} wants {wanted.__name__}")
-            return data
-        return {**data, "config": wanted.model_validate(config)}
+    def _validate_config_by_its_class(cls, config: Any, info: Any) -> Any:
+        if "method" not in info.data:  # an error of its own
+            return config
+        wanted = catalog.resolve(info.data["method"]).config_class
+        if isinstance(config, Config) and type(config) is not wanted:
+            raise ValueError(f"config is a {type(config).__name__}; {info.data['method']} wants {wanted.__name__}")
+        return validate(wanted, config, "config")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
@@ -445,6 +457,9 @@ class Recipe(Config):
         return self.model_dump_json(indent=2)
 
 
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+"""What the parsers of YAML and JSON raise: dates that do not exist and numbers of ten thousand digits among it."""
+
 Validated = TypeVar("Validated", bound=Config)
 
 
@@ -463,6 +478,10 @@ def validate(kind: type[Validated], data: Any, source: str) -> Validated:
         return kind.model_validate(data)
     except ValidationError as error:
         raise UsageError(f"{source}: {_explain(error, kind)}") from error
+    except UsageError as error:  # of a part that is of a class of its own
+        raise UsageError(f"{source}: {error}") from error
+    except ArithmeticError as error:  # a size that others are divided by
+        raise UsageError(f"{source}: the sizes do not fit each other ({error}).") from error
 
 
 def read_recipe(path: str | Path) -> Recipe:
@@ -489,7 +508,7 @@ def override(recipe: Recipe, assignments: list[str]) -> Recipe:
             raise UsageError(f"--set {assignment}: write key=value.")
         try:
             value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
+        except NOT_YAML as error:
             raise UsageError(f"--set {assignment}: the value is no YAML.") from error
         if isinstance(value, str):
             value = _number(value)
@@ -509,7 +528,7 @@ def _assign(data: Any, key: str, value: Any, assignment: str) -> None:
     parts = key.split(".")
     for depth, part in enumerate(parts):
         if isinstance(place, list):
-            if not part.isdigit() or int(part) >= len(place):
+            if not part.isdecimal() or int(part) >= len(place):
                 raise UsageError(
                     f"--set {assignment}: '{'.'.join(parts[:depth])}' has the places 0 to {len(place) - 1}."
                 )
@@ -535,7 +554,7 @@ def _read_mapping(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} cannot be read as text: {error}.") from error
     try:
         data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (json.JSONDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+    except NOT_YAML as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{path} is no valid {'JSON' if path.suffix == '.json' else 'YAML'}: {reason}.") from error
     if not isinstance(data, dict):

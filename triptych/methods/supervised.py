@@ -17,7 +17,7 @@ from triptych import catalog, distributed
 from triptych.batch import Batch, Stream, View
 from triptych.encoders.encoder import Encoder, Features
 from triptych.method import Clock, Facts, Losses, Method
-from triptych.recipe import Config, Recipe, ViewSpec
+from triptych.recipe import Config, Recipe, ViewSpec, validate
 
 
 class SupervisedConfig(Config):
@@ -36,12 +36,11 @@ class SupervisedConfig(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _validate_base(cls, data: dict[str, object]) -> dict[str, object]:
-        config = data.get("base_config")
-        if isinstance(config, dict):
-            kind = catalog.resolve(str(data.get("base", "lava"))).config_class
-            return {**data, "base_config": kind.model_validate(config)}
-        return data
+    def _validate_base(cls, data: object) -> object:
+        if not isinstance(data, dict) or not isinstance(data.get("base_config"), dict):
+            return data
+        kind = catalog.resolve(str(data.get("base", "lava"))).config_class
+        return {**data, "base_config": validate(kind, data["base_config"], "base_config")}
 
 
 class Supervised(Method):

@@ -1,28 +1,29 @@
-"""Checkpoints: a folder that appears whole or not at all, with everything that an exact resume needs.
+"""A run's folder and its checkpoints: each appears whole or not at all, with everything that an exact resume needs.
 
 Tensors are kept by the names of parameters and whole, so that one process, DDP and FSDP2 read each other's.
 """
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
 from triptych import distributed
 from triptych.data.text import Tokenizer
-from triptych.errors import TriptychError
-from triptych.files import new_folder
+from triptych.errors import TriptychError, UsageError
+from triptych.files import leftovers, new_folder, remove_folder, replacing
+from triptych.media.collection import Rows
 from triptych.method import Method
-from triptych.model import model_tensors, run_tensors, write_model
-from triptych.recipe import Recipe
-from triptych.training.parallel import assign, wait, whole
+from triptych.model import check_tensors, model_tensors, read_config, read_tensors, run_tensors, write_model
+from triptych.recipe import Recipe, validate
+from triptych.training.parallel import assign, first_problem, whole
 
 
 @dataclass
@@ -44,7 +45,6 @@ class Position:
     """Rows seen."""
     planned: bool = False
     """Whether the current epoch's plan was made."""
-    finished: bool = False
 
 
 @dataclass
@@ -60,29 +60,80 @@ class Training:
     position: Position = field(default_factory=Position)
 
 
+def claim(out: Path, recipe: Recipe, rows: Rows, facts: Mapping[str, Any]) -> None:
+    """Write ``out/recipe.json``, or make sure that it tells of this very run; clear away what a killed process left.
+
+    Raises:
+        UsageError: If ``out`` holds a run of another recipe, whose first key that differs is named, or of other data.
+        TriptychError: If ``recipe.json`` is damaged or cannot be written.
+    """
+    place = out / "recipe.json"
+    if place.exists():
+        try:
+            there = json.loads(place.read_text(encoding="utf-8"))
+            before, fingerprint = there["recipe"], there["data"]["fingerprint"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise TriptychError(f"{place} is damaged: {error}.") from error
+        before = validate(Recipe, before, str(place)).model_dump(mode="json")
+        key = _difference(before, recipe.model_dump(mode="json"))
+        if key is not None:
+            raise UsageError(f"{out} holds a run of another recipe: '{key}' differs; choose another place.")
+        if fingerprint != rows.fingerprint:
+            raise UsageError(f"{rows.source} has changed since {out} began; an exact continuation is not possible.")
+    if distributed.rank() == 0:
+        if not place.exists():
+            data = {"source": rows.source, "rows": len(rows), "fingerprint": rows.fingerprint}
+            content = {"recipe": recipe.model_dump(mode="json"), "data": data, **facts}
+            with replacing(place) as neighbour:
+                neighbour.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        for left in (*leftovers(out), *leftovers(out / "checkpoints")):
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+
+
+def _difference(one: Any, other: Any) -> str | None:
+    """Return the first key that differs, with dots: empty where the two are no mappings, None where they are equal."""
+    if isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        one, other = dict(enumerate(one)), dict(enumerate(other))
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return None if one == other else ""
+    for key in [*other, *(key for key in one if key not in other)]:
+        inner = _difference(one.get(key), other.get(key))
+        if inner is not None:
+            return f"{key}.{inner}".rstrip(".")
+    return None
+
+
 def save(out: Path, training: Training, recipe: Recipe, tokenizer: Tokenizer | None, labels: tuple[str, ...]) -> Path:
     """Write ``out/checkpoints/step-NNNNNN`` and drop older ones beyond ``recipe.keep``; all ranks call it.
 
     Raises:
-        TriptychError: If it cannot be written; the older ones stay.
+        TriptychError: On all ranks, if it cannot be written; the older ones stay.
     """
     folder = out / "checkpoints" / f"step-{training.position.step:08d}"
-    weights = {name: whole(tensor) for name, tensor in model_tensors(training.method).items()}
-    kept = {f"state.{name}": whole(tensor) for name, tensor in run_tensors(training.method).items()}
+    if distributed.agree(folder.exists()):  # the run has not moved since
+        return folder
+    weights = gathered(model_tensors(training.method))
+    kept = gathered({f"state.{name}": tensor for name, tensor in run_tensors(training.method).items()})
     if training.average is not None:
-        kept |= {f"average.{name}": whole(tensor) for name, tensor in training.average.items()}
+        kept |= gathered({f"average.{name}": tensor for name, tensor in training.average.items()})
     if training.order is not None:
         kept["order"] = training.order
-    moments = {name: whole(tensor) for name, tensor in _optimizer_tensors(training.optimizer).items()}
-    if distributed.rank() == 0 and not folder.exists():
-        with new_folder(folder) as place:
-            write_model(place / "model", training.method, recipe, tokenizer, labels, tensors=weights)
-            save_file(_plain(kept), place / "run.safetensors")
-            save_file(_plain(moments), place / "optimizer.safetensors")
-            (place / "state.json").write_text(json.dumps(asdict(training.position), indent=2) + "\n")
-        for old in find(out)[: -recipe.keep]:
-            shutil.rmtree(old, ignore_errors=True)
-    wait()
+    moments = gathered(_optimizer_tensors(training.optimizer))
+    problem = None
+    if distributed.rank() == 0:
+        try:
+            with new_folder(folder) as place:
+                write_model(place / "model", training.method, recipe, tokenizer, labels, tensors=weights)
+                save_file(kept, place / "run.safetensors")
+                save_file(moments, place / "optimizer.safetensors")
+                (place / "state.json").write_text(json.dumps(asdict(training.position), indent=2) + "\n")
+            for old in find(out)[: -recipe.keep]:
+                remove_folder(old)
+        except (TriptychError, OSError) as error:
+            problem = str(error)
+    problem = first_problem(problem)
+    if problem is not None:
+        raise TriptychError(f"{problem} The older checkpoints are whole: make room, then resume the run.")
     return folder
 
 
@@ -95,15 +146,15 @@ def restore(folder: Path, training: Training) -> None:
     """Put a checkpoint into a training that was built from the same recipe.
 
     Raises:
-        TriptychError: If a file is damaged or does not fit; names it.
+        TriptychError: If a file is damaged, of another format, or does not fit; names it.
     """
-    training.position = Position(**json.loads((folder / "state.json").read_text()))
-    weights = _load(folder / "model" / "model.safetensors")
-    kept, moments = _load(folder / "run.safetensors"), _load(folder / "optimizer.safetensors")
-    here = model_tensors(training.method)
-    if here.keys() != weights.keys():
-        odd = sorted(here.keys() ^ weights.keys())[0]
-        raise TriptychError(f"{folder}: the tensor '{odd}' is in the checkpoint or in the model, but not in both.")
+    read_config(folder / "model")
+    remedy = "remove its folder to go on from an older one"
+    training.position = _read_position(folder / "state.json", remedy)
+    weights = read_tensors(folder / "model" / "model.safetensors", remedy)
+    kept = read_tensors(folder / "run.safetensors", remedy)
+    moments = read_tensors(folder / "optimizer.safetensors", remedy)
+    check_tensors(training.method, weights, str(folder))
     live = training.method.state_dict(keep_vars=True)
     for name, value in weights.items():
         assign(live[name], value)
@@ -118,17 +169,21 @@ def restore(folder: Path, training: Training) -> None:
     _put_moments(training.optimizer, moments)
 
 
-def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the whole of tensors that may be sharded, on the CPU of rank 0 (elsewhere nothing); all ranks call it."""
+    found = {}
+    for name, tensor in tensors.items():  # one by one: together they may not fit a device
+        complete = whole(tensor)
+        if distributed.rank() == 0:
+            found[name] = complete.detach().cpu().contiguous()
+    return found
 
 
-def _load(path: Path) -> dict[str, Tensor]:
+def _read_position(path: Path, remedy: str) -> Position:
     try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise TriptychError(
-            f"{path} is missing or damaged ({error}); remove its folder to use an older one."
-        ) from error
+        return Position(**json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise TriptychError(f"{path} is missing or damaged ({error}); {remedy}.") from error
 
 
 def _put_buffer(method: Method, name: str, value: Tensor) -> None:
@@ -139,7 +194,7 @@ def _put_buffer(method: Method, name: str, value: Tensor) -> None:
     if isinstance(current, torch.nn.Parameter):
         assign(current, value)
     else:
-        setattr(module, leaf, value.to(current.device))
+        setattr(module, leaf, value.to(next(method.parameters()).device))
 
 
 def _optimizer_tensors(optimizer: Optimizer) -> dict[str, Tensor]:

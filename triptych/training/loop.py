@@ -1,15 +1,15 @@
 """The training loop: rounds of epochs of steps, for any method."""
 
 import hashlib
-import json
+import math
 import resource
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -22,20 +22,22 @@ from triptych import distributed
 from triptych.batch import Batch
 from triptych.data.loader import Loader
 from triptych.data.text import Tokenizer
-from triptych.errors import TriptychError
-from triptych.files import replacing
+from triptych.errors import TriptychError, UsageError
 from triptych.media.collection import Rows
 from triptych.method import Clock, Losses, Method
 from triptych.model import model_tensors, write_model
 from triptych.recipe import Recipe
 from triptych.training import checkpoint, parallel
 from triptych.training.checkpoint import Position, Training
-from triptych.training.gradients import backward
+from triptych.training.gradients import backward, find_rule
 from triptych.training.log import Log
-from triptych.training.optimizers import adjust, build_optimizer, clip
+from triptych.training.optimizers import adjust, build_optimizer, clip, rates
 
 Watch = Callable[[Method, Clock], Mapping[str, float]]
 """Scores of a method in training; how evaluation reaches the loop."""
+
+ECHO = 2.0
+"""Seconds in which a second signal to stop is taken for the first."""
 
 
 class Stopped(TriptychError):
@@ -91,30 +93,26 @@ def fit(
 
     Raises:
         Stopped: After Ctrl-C or SIGTERM; a checkpoint was written.
+        UsageError: If ``out`` holds a run of another recipe or of other data.
         TriptychError: If a loss is not finite, data cannot be read, or nothing can be written.
     """
     out = Path(out)
     device = parallel.start(torch.device(device))
-    out.mkdir(parents=True, exist_ok=True)
-    if (out / "model").is_dir():
+    checkpoint.claim(out, recipe, rows, facts or {})
+    if distributed.agree((out / "model").is_dir()):
         return out / "model"
-    if distributed.rank() == 0:
-        for left in (*out.glob(".*.partial*"), *out.glob("checkpoints/.*.partial")):  # of a run that was killed
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        if not (out / "recipe.json").exists():
-            _write_recipe(out, recipe, rows, facts or {})
     # Sharding replaces the parameters, so optimizer and average are built after it.
     module = parallel.wrap(method.to(device).train(), recipe.parallel, device)
     training = _prepare(method, recipe)
-    found = checkpoint.find(out)
+    found = distributed.agree(checkpoint.find(out))
     if found:
         checkpoint.restore(found[-1], training)
-    elif facts and facts.get("init"):  # a run that is killed early must not begin again from random weights
+    else:  # whatever happens from here on, the run has its beginning; and a full disk is told before hours of training
         checkpoint.save(out, training, recipe, tokenizer, labels)
     position = training.position
     with _loaders(recipe, rows, tokenizer, targets, device) as (loader, sweep_loader):
         steps = recipe.steps or max(round((recipe.epochs or 0) * loader.steps()), 1)
-        runner: Any = torch.compile(module) if recipe.compile else module
+        runner: nn.Module = torch.compile(module) if recipe.compile else module  # type: ignore[assignment]
         main = distributed.rank() == 0
         journal = (
             Log(out / "log.jsonl", position.step, steps * recipe.rounds, recipe.method, tensorboard) if main else None
@@ -126,11 +124,10 @@ def fit(
         finally:
             if journal is not None:
                 journal.close()
-    if distributed.rank() == 0 or recipe.parallel == "fsdp":
-        final = {name: parallel.whole(tensor) for name, tensor in (training.average or model_tensors(method)).items()}
-        if distributed.rank() == 0:
-            made = {"steps": position.step, "seed": recipe.seed, **(facts or {})}
-            write_model(out / "model", method, recipe, tokenizer, labels, made, tensors=final)
+    final = checkpoint.gathered(training.average or model_tensors(method))
+    if distributed.rank() == 0:
+        made = {"steps": position.step, "seed": recipe.seed, **(facts or {})}
+        write_model(out / "model", method, recipe, tokenizer, labels, made, tensors=final)
     parallel.wait()
     return out / "model"
 
@@ -166,14 +163,17 @@ def _loaders(
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect the first Ctrl-C or SIGTERM instead of dying of it; a second one is not held back."""
-    received: list[int] = []
+def _stop_signals() -> Iterator[list[float]]:
+    """Collect the first Ctrl-C or SIGTERM instead of dying of it; a second one is not held back.
+
+    One that comes within ``ECHO`` seconds is the same: torchrun passes on what the terminal has sent to all already.
+    """
+    received: list[float] = []
 
     def receive(number: int, frame: FrameType | None) -> None:
-        if received:
+        if received and time.monotonic() - received[0] > ECHO:
             raise KeyboardInterrupt
-        received.append(number)
+        received.append(time.monotonic())
 
     try:
         before = {number: signal.signal(number, receive) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -202,12 +202,17 @@ class _Run:
     out: Path
     tokenizer: Tokenizer | None
     labels: tuple[str, ...]
-    stop: list[int]
+    stop: list[float]
 
     def __post_init__(self) -> None:
         self.device = self.loader.device
-        capable = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        capable = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         self.half = self.recipe.precision == "bfloat16" or (self.recipe.precision == "auto" and capable)
+        self.rule = find_rule(self.recipe.gradients)
+        if self.rule is not None and distributed.is_running() and self.recipe.parallel == "fsdp":
+            raise UsageError(f"The rule {self.recipe.gradients.rule} needs whole gradients: set parallel=ddp.")
+        groups = self.training.optimizer.param_groups
+        self.parameters = [p for group in groups for p in group["params"] if p.requires_grad]
         self.saved_at = time.monotonic()
         self.since_line = [time.monotonic(), 0.0, 0.0]  # begin, seconds of waiting for data, rows
 
@@ -223,16 +228,18 @@ class _Run:
     def train(self, watch: Watch | None, watch_epochs: int | None) -> None:
         """Train to the end of the last round."""
         here = self.position
-        while here.round < self.recipe.rounds:
+        while True:
             while here.round_step < self.steps:
                 if not here.planned:
                     self._plan()
                 self._epoch()
                 if here.round_step < self.steps:
                     self._next_epoch(watch, watch_epochs)
+            if here.round + 1 == self.recipe.rounds:
+                break
+            self._next_epoch(watch, watch_epochs)
             here.round, here.round_step = here.round + 1, 0
-            if here.round < self.recipe.rounds:
-                self._next_epoch(watch, watch_epochs)
+        self._save()
         if watch is not None:
             self._watch(watch)
 
@@ -244,49 +251,84 @@ class _Run:
 
     def _plan(self) -> None:
         """Let the method recompute its targets, alike on all ranks."""
-        here, method = self.position, self.training.method
-        _seed(self.recipe.seed, "epoch", here.epoch)
+        training = self.training
+        method = training.method
+        _seed(self.recipe.seed, "epoch", self.position.epoch)
         plan = method.before_epoch(self.clock, WholeSet(self.sweep))
         method.train()
-        self.training.order = plan.order
-        if plan.fresh:
-            named = dict(method.named_parameters())
-            for name in plan.fresh:
-                self.training.optimizer.state.pop(named[name], None)
-        here.planned = True
+        training.order = None if plan.order is None else plan.order.cpu()
+        named = dict(method.named_parameters())
+        for group in training.optimizer.param_groups:
+            for name, parameter in zip(group["names"], group["params"], strict=True):
+                if named.get(name) is not parameter:
+                    raise TriptychError(f"before_epoch has replaced the parameter '{name}'; it must set it in place.")
+        for name in plan.fresh:
+            if name not in named:
+                raise TriptychError(f"before_epoch calls '{name}' fresh, but there is no such parameter.")
+            training.optimizer.state.pop(named[name], None)
+            if training.average is not None:
+                training.average[name].copy_(named[name].detach())
+        self.position.planned = True
 
     def _epoch(self) -> None:
-        here, accumulate = self.position, self.recipe.batch.accumulate
+        here = self.position
         batches = self.loader.epoch(here.epoch, self.training.order, skip=here.epoch_step)
         while here.round_step < self.steps:
             began = time.monotonic()
-            parts = [batch for _, batch in zip(range(accumulate), batches, strict=False)]
+            parts = self._fetch(batches)
             self.since_line[1] += time.monotonic() - began
-            if len(parts) < accumulate:
+            if not parts:
                 return
-            losses, total, norm = self._step(parts)
+            values = self._step(parts)
             here.seconds += time.monotonic() - began
-            self._record(losses, total, norm, parts)
+            self._record(values, parts)
             self._save_if_due()
 
-    def _step(self, parts: list[Batch]) -> tuple[Losses, float, Tensor]:
-        """Take one optimizer step."""
-        here, training, recipe = self.position, self.training, self.recipe
+    def _fetch(self, batches: Iterator[Batch]) -> list[Batch]:
+        """Return the parts of a step, none at the end of the epoch.
+
+        Between two steps all ranks are at one: if one has no data or was asked to stop while it waited for them (a
+        signal to the whole group ends the decoding processes, too), all save and end.
+        """
+        parts: list[Batch] = []
+        problem: str | None = None
+        try:
+            parts = list(islice(batches, self.recipe.batch.accumulate))
+        except TriptychError as error:
+            problem = str(error)
+        stopping, failing = parallel.any_rank(bool(self.stop), problem is not None)
+        if stopping:
+            self._stop()
+        if failing:
+            self._save()
+            raise TriptychError(parallel.first_problem(problem))
+        return parts if len(parts) == self.recipe.batch.accumulate else []
+
+    def _step(self, parts: list[Batch]) -> dict[str, float | Tensor]:
+        """Take one optimizer step, and return what the log may tell of it, by this rank."""
+        here, training, recipe, clock = self.position, self.training, self.recipe, self.clock
         training.optimizer.zero_grad(set_to_none=True)
         _seed(recipe.seed, "step", here.step, distributed.rank())
-        totals = []
+        terms: list[dict[str, Tensor]] = []
+        totals: list[Tensor] = []
+        reports: list[Mapping[str, float | Tensor]] = []
         for number, part in enumerate(parts):
-            late = isinstance(self.module, nn.parallel.DistributedDataParallel) and number + 1 < len(parts)
-            with self.module.no_sync() if late else nullcontext():  # type: ignore[operator]
+            # Processes average their gradients with the last part; a rule looks at each process by itself before that.
+            alone = self.rule is not None or number + 1 < len(parts)
+            with getattr(self.module, "no_sync", nullcontext)() if alone else nullcontext():
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-                    losses: Losses = self.module(part, self.clock)
-                totals.append(backward(losses, recipe.gradients, 1 / len(parts)))
-            self._check(losses, part)
-        progress = here.round_step / self.steps
-        adjust(training.optimizer, recipe.schedules, progress, self.steps, here.step)
+                    losses: Losses = self.module(part, clock)
+                told = backward(losses, self.rule, 1 / len(parts), clock, self.parameters)
+            terms.append({name: term.detach().float() for name, term in losses.terms.items()})
+            totals.append(losses.total.detach())
+            reports.append({**losses.report, **told})
+        if self.rule is not None:
+            parallel.average_gradients(self.parameters)
+        adjust(training.optimizer, recipe.schedules, clock.progress, self.steps, here.step)
         norm = clip(training.optimizer, recipe.gradients.clip_norm, recipe.gradients.clip_value)
-        if not bool(norm.isfinite()):
-            self._stop_at("the gradient", float(norm), parts[-1])
+        problem = parallel.first_problem(self._not_finite(terms, norm, parts))
+        if problem is not None:
+            raise TriptychError(problem)
         training.optimizer.step()
         here.step, here.epoch_step, here.round_step = here.step + 1, here.epoch_step + 1, here.round_step + 1
         here.rows += sum(len(part) for part in parts) * distributed.world_size()
@@ -298,31 +340,38 @@ class _Run:
                         training.average[name].lerp_(tensor, 1 - recipe.ema)
                     else:
                         training.average[name].copy_(tensor)
-        return losses, float(distributed.average(torch.stack(totals).mean())), norm
+        return {
+            "loss": torch.stack(totals).mean(),
+            **_means([{f"loss.{name}": term for name, term in one.items()} for one in terms]),
+            **_means(reports),
+            **rates(training.optimizer),
+            "gradient_norm": norm,
+        }
 
-    def _check(self, losses: Losses, part: Batch) -> None:
-        """Stop the run at a loss that is not finite, and name what was in the batch."""
-        if all(bool(term.isfinite()) for term in losses.terms.values()):
-            return
-        name = next(name for name, term in losses.terms.items() if not term.isfinite())
-        self._stop_at(f"the loss '{name}'", float(losses.terms[name].detach()), part)
+    def _not_finite(self, terms: list[dict[str, Tensor]], norm: Tensor, parts: list[Batch]) -> str | None:
+        """Return what is to be said of a loss or gradient that is not finite, and of what was in the batch."""
+        named = [
+            (f"the loss '{name}'", term, [part])
+            for one, part in zip(terms, parts, strict=True)
+            for name, term in one.items()
+        ]
+        named.append(("the gradient", norm.to(self.device), parts))
+        values = torch.stack([value for _, value, _ in named]).tolist()  # one wait for the device, not one a term
+        for (what, _, where), value in zip(named, values, strict=True):
+            if not math.isfinite(value):
+                files = [str(self.loader.rows.row(row).path) for part in where for row in part.rows.tolist()]
+                shown = ", ".join(files[:8]) + (f" and {len(files) - 8} more" if len(files) > 8 else "")
+                return (
+                    f"At step {self.position.step} {what} became {value}; the batch held {shown}. "
+                    "The last checkpoint is whole; lower the learning rate, clip gradients, or see these files."
+                )
+        return None
 
-    def _stop_at(self, what: str, value: float, part: Batch) -> NoReturn:
-        files = [str(self.loader.rows.row(int(row)).path) for row in part.rows.tolist()]
-        shown = ", ".join(files[:8]) + (f" and {len(files) - 8} more" if len(files) > 8 else "")
-        raise TriptychError(
-            f"At step {self.position.step} {what} became {value}; the batch held "
-            f"{shown}. The last checkpoint is whole; lower the learning rate, clip gradients, or see these files."
-        )
-
-    def _record(self, losses: Losses, total: float, norm: Tensor, parts: list[Batch]) -> None:
+    def _record(self, values: dict[str, float | Tensor], parts: list[Batch]) -> None:
         here = self.position
         self.since_line[2] += sum(len(part) for part in parts) * distributed.world_size()
-        due = here.step % self.recipe.log_steps == 0 or here.step == 1 or here.round_step == self.steps
-        if due:
-            terms = {f"loss.{name}": distributed.average(term) for name, term in losses.terms.items()}
-            report = {name: torch.as_tensor(value, device=self.device) for name, value in losses.report.items()}
-            shown = {name: distributed.average(value.float().mean()) for name, value in report.items()}
+        if here.step % self.recipe.log_steps == 0 or here.step == 1 or here.round_step == self.steps:
+            means = _means(distributed.every({name: float(value) for name, value in values.items()}))
             if self.journal is not None:
                 now = time.monotonic()
                 began, waited, rows = self.since_line
@@ -332,10 +381,7 @@ class _Run:
                         "step": here.step,
                         "epoch": here.epoch,
                         "round": here.round,
-                        "loss": total,
-                        **{name: float(value) for name, value in (terms | shown).items()},
-                        "lr": self.training.optimizer.param_groups[0]["lr"],
-                        "gradient_norm": float(norm),
+                        **means,
                         "rows_per_second": round(rows / spent, 2),
                         "waiting": round(waited / spent, 3),
                         "memory_gib": round(_memory(self.device), 3),
@@ -345,20 +391,27 @@ class _Run:
                 )
             self.since_line = [time.monotonic(), 0.0, 0.0]
         if self.journal is not None:
-            self.journal.advance(total)
+            self.journal.advance(float(values["loss"]))
 
     def _save_if_due(self) -> None:
         here, recipe = self.position, self.recipe
-        stopping = parallel.any_rank(bool(self.stop))
         minutes = (time.monotonic() - self.saved_at) / 60
-        by_steps = recipe.checkpoint_steps is not None and here.step % recipe.checkpoint_steps == 0
-        if stopping or by_steps or parallel.any_rank(minutes >= recipe.checkpoint_minutes > 0):
-            checkpoint.save(self.out, self.training, recipe, self.tokenizer, self.labels)
-            self.saved_at = time.monotonic()
+        stopping, by_time = parallel.any_rank(bool(self.stop), minutes >= recipe.checkpoint_minutes > 0)
         if stopping:
-            raise Stopped(
-                f"stopped at step {here.step} with a checkpoint; continue with: triptych pretrain --resume {self.out}"
-            )
+            self._stop()
+        if by_time or (recipe.checkpoint_steps is not None and here.step % recipe.checkpoint_steps == 0):
+            self._save()
+
+    def _save(self) -> None:
+        checkpoint.save(self.out, self.training, self.recipe, self.tokenizer, self.labels)
+        self.saved_at = time.monotonic()
+
+    def _stop(self) -> NoReturn:
+        self._save()
+        raise Stopped(
+            f"stopped at step {self.position.step} with a checkpoint; continue with: "
+            f"triptych pretrain --resume {self.out}"
+        )
 
     def _watch(self, watch: Watch) -> None:
         method = self.training.method
@@ -366,6 +419,15 @@ class _Run:
         method.train()
         if self.journal is not None:
             self.journal.write({"step": self.position.step, "epoch": self.position.epoch, "scores": scores})
+
+
+def _means(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the mean of each named value over those that have it."""
+    found: dict[str, list[Any]] = {}
+    for one in values:
+        for name, value in one.items():
+            found.setdefault(name, []).append(value.float().mean() if isinstance(value, Tensor) else value)
+    return {name: sum(each) / len(each) for name, each in found.items()}
 
 
 def _seed(seed: int, *key: object) -> None:
@@ -380,13 +442,3 @@ def _memory(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**30
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
-
-
-def _write_recipe(out: Path, recipe: Recipe, rows: Rows, facts: Mapping[str, Any]) -> None:
-    content = {
-        "recipe": json.loads(recipe.to_json()),
-        "data": {"source": rows.source, "rows": len(rows), "fingerprint": rows.fingerprint},
-        **facts,
-    }
-    with replacing(out / "recipe.json") as place:
-        place.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -10,31 +10,36 @@ from torch.optim import Optimizer
 
 from triptych.errors import UsageError
 from triptych.method import Group, Method
-from triptych.recipe import OptimizerSpec, ScheduleSpec
+from triptych.recipe import OptimizerSpec, ScheduleSpec, validate
+from triptych.training.parallel import whole
 
 
 class LARS(Optimizer):
-    """SGD with momentum; the rate of decayed parameters is scaled by trust |w| / |g + decay w| (You et al. 2017)."""
+    """SGD with momentum and a rate for each layer, trust |w| / (|g| + decay |w|) (You et al. 2017, arXiv 1708.03888).
+
+    The learning rate stands outside the momentum, as in torch's SGD. Groups with ``layerwise`` False (those that are
+    not decayed: biases and norms, as the field has it) move at the plain rate.
+    """
 
     def __init__(
         self, params: Iterable[Any], lr: float, momentum: float = 0.9, weight_decay: float = 0.0, trust: float = 1e-3
     ) -> None:
         """Build the optimizer; ``trust`` is the coefficient of the layer-wise rate."""
-        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust})
+        defaults = {"lr": lr, "momentum": momentum, "weight_decay": weight_decay, "trust": trust, "layerwise": True}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Take a step; undecayed groups (biases, norms) move at the plain rate."""
+        """Take a step; weights or gradients that are all zero move at the plain rate."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                change = parameter.grad
-                if group["weight_decay"]:
-                    change = change.add(parameter, alpha=group["weight_decay"])
-                    size, pull = parameter.norm(), change.norm()
-                    scale = torch.where((size > 0) & (pull > 0), group["trust"] * size / pull, torch.ones_like(size))
-                    change = change * scale
+                change = parameter.grad.add(parameter, alpha=group["weight_decay"])
+                if group["layerwise"]:
+                    size, pull = parameter.norm(), parameter.grad.norm()
+                    scale = group["trust"] * size / (pull + group["weight_decay"] * size)
+                    change = change * torch.where((size > 0) & (pull > 0), scale, torch.ones_like(scale))
                 state = self.state[parameter]
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(parameter)
@@ -45,8 +50,9 @@ class LARS(Optimizer):
 def build_optimizer(method: Method, spec: OptimizerSpec) -> Optimizer:
     """Return the optimizer of a method's groups.
 
-    Each of torch's groups keeps, besides its options, ``names``, ``factor``, ``schedule``, ``clip``, ``clip_each`` and
-    ``frozen_until`` of the method's group.
+    A group of the method becomes one or two of torch's, decayed and not. Each keeps, besides its options, its
+    ``names``, its ``peak`` rate, the ``number`` of the method's group, and that group's ``schedule``, ``clip``,
+    ``clip_each`` and ``frozen_until``.
 
     Raises:
         UsageError: If groups name a parameter twice, one that is not there, or an unknown option.
@@ -54,15 +60,14 @@ def build_optimizer(method: Method, spec: OptimizerSpec) -> Optimizer:
     parameters = dict(method.named_parameters())
     seen: set[str] = set()
     groups: list[dict[str, Any]] = []
-    names = {spec.model_copy(update=dict(group.options)).name for group in method.parameter_groups()}
-    if len(names) > 1:
-        raise UsageError(f"All groups share one kind of optimizer; these want {', '.join(sorted(names))}.")
-    for group in method.parameter_groups():
+    kinds = {spec.name}
+    for number, group in enumerate(method.parameter_groups()):
         unknown = [name for name in group.parameters if name not in parameters or name in seen]
         if unknown:
             raise UsageError(f"A parameter group names '{unknown[0]}', which is not there or in another group already.")
         seen |= set(group.parameters)
-        own = spec.model_copy(update=dict(group.options))
+        own = validate(OptimizerSpec, spec.model_dump() | dict(group.options), "the options of a parameter group")
+        kinds.add(own.name)
         for decayed in (True, False):
             chosen = [name for name in group.parameters if _decays(group, parameters[name]) is decayed]
             if chosen:
@@ -70,8 +75,10 @@ def build_optimizer(method: Method, spec: OptimizerSpec) -> Optimizer:
                     {
                         "params": [parameters[name] for name in chosen],
                         "names": chosen,
+                        "number": number,
                         "weight_decay": own.weight_decay if decayed else 0.0,
-                        "factor": group.lr * own.lr,
+                        "layerwise": decayed,
+                        "peak": group.lr * own.lr,
                         "schedule": group.schedule,
                         "clip": group.clip,
                         "clip_each": group.clip_each,
@@ -79,7 +86,11 @@ def build_optimizer(method: Method, spec: OptimizerSpec) -> Optimizer:
                         **_options(own),
                     }
                 )
-    match (names or {spec.name}).pop():
+    if len(kinds) > 1:
+        raise UsageError(f"All groups share one kind of optimizer; these want {', '.join(sorted(kinds))}.")
+    if not groups:
+        raise UsageError("There is no parameter to train.")
+    match spec.name:
         case "adamw":
             return torch.optim.AdamW(groups)
         case "adam":
@@ -99,7 +110,7 @@ def _options(spec: OptimizerSpec) -> dict[str, Any]:
         return {"lr": spec.lr, "betas": spec.betas, "eps": spec.eps}
     if spec.name == "sgd":
         return {"lr": spec.lr, "momentum": spec.momentum, "nesterov": spec.nesterov}
-    return {"lr": spec.lr, "momentum": spec.momentum}
+    return {"lr": spec.lr, "momentum": spec.momentum, "trust": spec.trust}
 
 
 def schedule_factor(spec: ScheduleSpec, progress: float, steps: int) -> float:
@@ -137,27 +148,39 @@ def adjust(optimizer: Optimizer, schedules: dict[str, ScheduleSpec], progress: f
             raise UsageError(
                 f"A group follows the schedule '{group['schedule']}'; the recipe has {', '.join(schedules)}."
             )
-        group["lr"] = group["factor"] * schedule_factor(schedules[group["schedule"]], progress, steps)
+        group["lr"] = group["peak"] * schedule_factor(schedules[group["schedule"]], progress, steps)
         if step < group["frozen_until"]:
             for parameter in group["params"]:
                 parameter.grad = None
 
 
+def rates(optimizer: Optimizer) -> dict[str, float]:
+    """Return the current rates for the log: ``lr``, the first group's, and ``lr.SCHEDULE.PEAK`` of those unlike it."""
+    first = optimizer.param_groups[0]
+    found = {"lr": first["lr"]}
+    for group in optimizer.param_groups:
+        if (group["schedule"], group["peak"]) != (first["schedule"], first["peak"]):
+            found[f"lr.{group['schedule']}.{group['peak']:g}"] = group["lr"]
+    return found
+
+
 def clip(optimizer: Optimizer, norm: float | None, value: float | None) -> Tensor:
     """Clip the gradients in place and return their norm over all parameters before that."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    total = nn.utils.get_total_norm(gradients) if gradients else torch.tensor(0.0)
+    total = whole(nn.utils.get_total_norm(gradients)) if gradients else torch.tensor(0.0)
     if value is not None:
         nn.utils.clip_grad_value_([p for group in optimizer.param_groups for p in group["params"]], value)
-    shared = []
+    together: dict[int | None, list[nn.Parameter]] = {}
+    limits: dict[int | None, float] = {} if norm is None else {None: norm}
     for group in optimizer.param_groups:
         if group["clip_each"] is not None:
             for parameter in group["params"]:
                 nn.utils.clip_grad_norm_(parameter, group["clip_each"])
         if group["clip"] is not None:
-            nn.utils.clip_grad_norm_(group["params"], group["clip"])
+            limits[group["number"]] = group["clip"]
+            together.setdefault(group["number"], []).extend(group["params"])
         elif group["clip_each"] is None:
-            shared += group["params"]
-    if norm is not None and shared:
-        nn.utils.clip_grad_norm_(shared, norm)
+            together.setdefault(None, []).extend(group["params"])
+    for number, limit in limits.items():
+        nn.utils.clip_grad_norm_(together.get(number, []), limit)
     return total

@@ -1,15 +1,18 @@
 """One process or several: starting them, wrapping the method, and whole tensors on rank 0."""
 
 import os
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree
 
+from triptych import distributed
+from triptych.errors import UsageError
 from triptych.method import Losses, Method
 
 _pytree.register_dataclass(Losses)  # FSDP2 finds the tensors of an output through it
@@ -28,19 +31,47 @@ def start(device: torch.device) -> torch.device:
 
 
 def wrap(method: Method, kind: str, device: torch.device) -> nn.Module:
-    """Return the module that the loop calls: the method itself, or its replica or shard among several processes."""
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
+    """Return the module that the loop calls: the method itself, or its replica or shard among several processes.
+
+    Raises:
+        UsageError: If the method recomputes targets, which sharded parameters do not allow.
+    """
+    if not distributed.is_running():
         return method
     if kind == "fsdp":
-        for module in method.modules():
+        if type(method).before_epoch is not Method.before_epoch:
+            raise UsageError(
+                f"{type(method).__name__} recomputes targets over the whole data set, which needs whole parameters in "
+                "every process: set parallel=ddp."
+            )
+        for module in reversed(list(method.modules())):  # the inner ones first
             if isinstance(module, nn.ModuleList):
                 for block in module:
                     fully_shard(block)
         fully_shard(method)
+        for name in ("features", "embed", "predict"):  # what evaluation calls
+            register_fsdp_forward_method(method, name)
         return method
-    # A batch may lack a stream altogether, whose encoder then has no gradient.
+    # A batch may lack a stream altogether, whose encoder then has no gradient. Buffers are alike in all processes, and
+    # banks too large to be sent at every step.
     devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(method, device_ids=devices, find_unused_parameters=True)
+    return DistributedDataParallel(method, device_ids=devices, find_unused_parameters=True, broadcast_buffers=False)
+
+
+def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Replace gradients by their means over all ranks; a rank without one counts as zero, if any other has one."""
+    if not distributed.is_running():
+        return
+    there = torch.tensor([float(parameter.grad is not None) for parameter in parameters], device=parameters[0].device)
+    dist.all_reduce(there, dist.ReduceOp.MAX)
+    reached = [parameter for parameter, flag in zip(parameters, there.tolist(), strict=True) if flag]
+    if not reached:
+        return
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in reached])
+    dist.all_reduce(flat)
+    flat /= distributed.world_size()
+    for parameter, part in zip(reached, flat.split([p.numel() for p in reached]), strict=True):
+        parameter.grad = part.view_as(parameter)
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -57,17 +88,23 @@ def assign(target: Tensor, value: Tensor) -> None:
             target.copy_(value)
 
 
-def any_rank(flag: bool) -> bool:
-    """Return whether the flag is up on any rank."""
-    if not (dist.is_initialized() and dist.get_world_size() > 1):
-        return flag
+def any_rank(*flags: bool) -> tuple[bool, ...]:
+    """Return for each flag whether it is up on any rank."""
+    if not distributed.is_running():
+        return flags
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    value = torch.tensor(float(flag), device=device)
-    dist.all_reduce(value, dist.ReduceOp.MAX)
-    return bool(value.item())
+    values = torch.tensor([float(flag) for flag in flags], device=device)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return tuple(bool(value) for value in values.tolist())
+
+
+def first_problem(problem: str | None) -> str | None:
+    """Return the problem of the first rank that has one, on all ranks, so that they end together."""
+    (somewhere,) = any_rank(problem is not None)
+    return next(filter(None, distributed.every(problem))) if somewhere else None
 
 
 def wait() -> None:
     """Wait for all ranks."""
-    if dist.is_initialized() and dist.get_world_size() > 1:
+    if distributed.is_running():
         dist.barrier()
