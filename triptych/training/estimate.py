@@ -5,9 +5,11 @@ import os
 import resource
 import time
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 
+from triptych import distributed
 from triptych.batch import Batch
 from triptych.data.loader import Loader
 from triptych.data.text import Tokenizer
@@ -58,10 +60,12 @@ def estimate_run(
         targets=targets,
         workers=0,
         device=device,
+        rank=distributed.rank(),
+        world=distributed.world_size(),
     ) as loader:
         steps = recipe.rounds * (recipe.steps or max(round((recipe.epochs or 0) * loader.steps()), 1))
         trial = copy.deepcopy(method).to(device).train()
-        batches = loader.epoch(0)
+        batches = chain(loader.epoch(0), loader.epoch(1))  # an epoch may be a single step
         computing = []
         decoding = []
         for _ in range(2):
