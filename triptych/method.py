@@ -177,7 +177,7 @@ class Method(nn.Module):
         """Recompute targets over the whole data set, if the method has any, and say what is drawn this epoch.
 
         All ranks call it, seeded alike, and must come to the same result. Parameters are set in place, never replaced.
-        ``objective`` works before the first call, too, on targets that say nothing: what a run will take is measured so.
+        ``objective`` works before the first call, too, on targets that say nothing: runs are estimated by it.
         """
         return Plan()
 

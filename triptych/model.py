@@ -105,6 +105,20 @@ def write_model(
     Raises:
         TriptychError: If ``folder`` exists or cannot be written.
     """
+    with new_folder(folder) as place:
+        fill_model(place, method, recipe, tokenizer, labels, made, tensors)
+
+
+def fill_model(
+    place: Path,
+    method: Method,
+    recipe: Recipe,
+    tokenizer: Tokenizer | None,
+    labels: tuple[str, ...],
+    made: dict[str, Any] | None,
+    tensors: dict[str, Tensor] | None,
+) -> None:
+    """Write the files of a model into a folder that somebody else makes appear; arguments as of ``write_model``."""
     config = {
         "format": FORMAT,
         "triptych": version("triptych"),
@@ -115,13 +129,12 @@ def write_model(
         "spaces": method.spaces,
         "made": made or {},
     }
-    with new_folder(folder) as place:
-        weights = model_tensors(method) if tensors is None else tensors
-        save_file({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, place / "model.safetensors")
-        (place / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        if tokenizer is not None:
-            tokenizer.save(place / "tokenizer.json")
-        (place / "README.md").write_text(_card(config, method), encoding="utf-8")
+    weights = model_tensors(method) if tensors is None else tensors
+    save_file({name: tensor.cpu().contiguous() for name, tensor in weights.items()}, place / "model.safetensors")
+    (place / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    if tokenizer is not None:
+        tokenizer.save(place / "tokenizer.json")
+    (place / "README.md").write_text(_card(config, method), encoding="utf-8")
 
 
 def read_model(folder: str | Path, device: torch.device | str = "cpu") -> Model:

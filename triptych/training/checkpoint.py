@@ -21,7 +21,7 @@ from triptych.errors import TriptychError, UsageError
 from triptych.files import leftovers, new_folder, remove_folder, replacing
 from triptych.media.collection import Rows
 from triptych.method import Method
-from triptych.model import check_tensors, model_tensors, read_config, read_tensors, run_tensors, write_model
+from triptych.model import check_tensors, fill_model, model_tensors, read_config, read_tensors, run_tensors
 from triptych.recipe import Recipe, validate
 from triptych.training.parallel import assign, first_problem, whole
 
@@ -123,7 +123,8 @@ def save(out: Path, training: Training, recipe: Recipe, tokenizer: Tokenizer | N
     if distributed.rank() == 0:
         try:
             with new_folder(folder) as place:
-                write_model(place / "model", training.method, recipe, tokenizer, labels, tensors=weights)
+                (place / "model").mkdir()
+                fill_model(place / "model", training.method, recipe, tokenizer, labels, None, weights)
                 save_file(kept, place / "run.safetensors")
                 save_file(moments, place / "optimizer.safetensors")
                 (place / "state.json").write_text(json.dumps(asdict(training.position), indent=2) + "\n")
@@ -133,7 +134,7 @@ def save(out: Path, training: Training, recipe: Recipe, tokenizer: Tokenizer | N
             problem = str(error)
     problem = first_problem(problem)
     if problem is not None:
-        raise TriptychError(f"{problem} The older checkpoints are whole: make room, then resume the run.")
+        raise TriptychError(f"{problem} Make room, then resume the run.")
     return folder
 
 
