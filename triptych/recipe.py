@@ -406,7 +406,8 @@ class Recipe(Config):
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """`auto`: bfloat16 autocast on a GPU that has it, float32 elsewhere."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """With several processes: replicated (DDP) or sharded (FSDP2) parameters."""
+    """With several processes: replicated (DDP) or sharded (FSDP2) parameters. Sharded ones have limits: no targets made
+    anew, no rule over gradients, and in each step all processes must use the same parameters."""
     compile: bool = False
     """Run the method through torch.compile."""
     seed: int = Field(0, ge=0)

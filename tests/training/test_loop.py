@@ -366,7 +366,7 @@ def test_a_full_disk_is_one_sentence_and_the_older_checkpoint_stays(
         _run(recipe, rows, out)
     assert re.fullmatch(
         r"\S*step-00000007 cannot be written: .*File too large.*; what was there before is as it was. "
-        r"Make room, then resume the run\.",
+        r"Set this right, then resume the run\.",
         str(told.value),
     )
     assert sorted(out.rglob("*")) == before

@@ -23,7 +23,7 @@ from triptych.media.collection import Rows
 from triptych.method import Method
 from triptych.model import check_tensors, fill_model, model_tensors, read_config, read_tensors, run_tensors
 from triptych.recipe import Recipe, validate
-from triptych.training.parallel import assign, first_problem, whole
+from triptych.training.parallel import assign, first_rank, whole
 
 
 @dataclass
@@ -80,13 +80,13 @@ def claim(out: Path, recipe: Recipe, rows: Rows, facts: Mapping[str, Any]) -> No
             raise UsageError(f"{out} holds a run of another recipe: '{key}' differs; choose another place.")
         if fingerprint != rows.fingerprint:
             raise UsageError(f"{rows.source} has changed since {out} began; an exact continuation is not possible.")
-    if distributed.rank() == 0:
-        if not place.exists():
+    with first_rank() as here:
+        if here and not place.exists():
             data = {"source": rows.source, "rows": len(rows), "fingerprint": rows.fingerprint}
             content = {"recipe": recipe.model_dump(mode="json"), "data": data, **facts}
             with replacing(place) as neighbour:
                 neighbour.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        for left in (*leftovers(out), *leftovers(out / "checkpoints")):
+        for left in (*leftovers(out), *leftovers(out / "checkpoints")) if here else ():
             shutil.rmtree(left) if left.is_dir() else left.unlink()
 
 
@@ -119,9 +119,8 @@ def save(out: Path, training: Training, recipe: Recipe, tokenizer: Tokenizer | N
     if training.order is not None:
         kept["order"] = training.order
     moments = gathered(_optimizer_tensors(training.optimizer))
-    problem = None
-    if distributed.rank() == 0:
-        try:
+    with first_rank() as here:
+        if here:
             with new_folder(folder) as place:
                 (place / "model").mkdir()
                 fill_model(place / "model", training.method, recipe, tokenizer, labels, None, weights)
@@ -130,11 +129,6 @@ def save(out: Path, training: Training, recipe: Recipe, tokenizer: Tokenizer | N
                 (place / "state.json").write_text(json.dumps(asdict(training.position), indent=2) + "\n")
             for old in find(out)[: -recipe.keep]:
                 remove_folder(old)
-        except (TriptychError, OSError) as error:
-            problem = str(error)
-    problem = first_problem(problem)
-    if problem is not None:
-        raise TriptychError(f"{problem} Make room, then resume the run.")
     return folder
 
 

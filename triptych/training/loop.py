@@ -125,10 +125,10 @@ def fit(
             if journal is not None:
                 journal.close()
     final = checkpoint.gathered(training.average or model_tensors(method))
-    if distributed.rank() == 0:
-        made = {"steps": position.step, "seed": recipe.seed, **(facts or {})}
-        write_model(out / "model", method, recipe, tokenizer, labels, made, tensors=final)
-    parallel.wait()
+    with parallel.first_rank() as here:
+        if here:
+            made = {"steps": position.step, "seed": recipe.seed, **(facts or {})}
+            write_model(out / "model", method, recipe, tokenizer, labels, made, tensors=final)
     return out / "model"
 
 
@@ -326,7 +326,8 @@ class _Run:
             parallel.average_gradients(self.parameters)
         adjust(training.optimizer, recipe.schedules, clock.progress, self.steps, here.step)
         norm = clip(training.optimizer, recipe.gradients.clip_norm, recipe.gradients.clip_value)
-        problem = parallel.first_problem(self._not_finite(terms, norm, parts))
+        loss, gradient = self._not_finite(terms, norm, parts)
+        problem = parallel.first_problem(loss) or gradient  # a loss explains the gradient, which all ranks share
         if problem is not None:
             raise TriptychError(problem)
         training.optimizer.step()
@@ -348,8 +349,10 @@ class _Run:
             "gradient_norm": norm,
         }
 
-    def _not_finite(self, terms: list[dict[str, Tensor]], norm: Tensor, parts: list[Batch]) -> str | None:
-        """Return what is to be said of a loss or gradient that is not finite, and of what was in the batch."""
+    def _not_finite(
+        self, terms: list[dict[str, Tensor]], norm: Tensor, parts: list[Batch]
+    ) -> tuple[str | None, str | None]:
+        """Return what is to be said of a loss and of a gradient that are not finite, and of what was in the batch."""
         named = [
             (f"the loss '{name}'", term, [part])
             for one, part in zip(terms, parts, strict=True)
@@ -357,15 +360,18 @@ class _Run:
         ]
         named.append(("the gradient", norm.to(self.device), parts))
         values = torch.stack([value for _, value, _ in named]).tolist()  # one wait for the device, not one a term
+        problems: list[str | None] = []
         for (what, _, where), value in zip(named, values, strict=True):
-            if not math.isfinite(value):
-                files = [str(self.loader.rows.row(row).path) for part in where for row in part.rows.tolist()]
-                shown = ", ".join(files[:8]) + (f" and {len(files) - 8} more" if len(files) > 8 else "")
-                return (
-                    f"At step {self.position.step} {what} became {value}; the batch held {shown}. "
-                    "The last checkpoint is whole; lower the learning rate, clip gradients, or see these files."
-                )
-        return None
+            if math.isfinite(value):
+                problems.append(None)
+                continue
+            files = [str(self.loader.rows.row(row).path) for part in where for row in part.rows.tolist()]
+            shown = ", ".join(files[:8]) + (f" and {len(files) - 8} more" if len(files) > 8 else "")
+            problems.append(
+                f"At step {self.position.step} {what} became {value}; the batch held {shown}. "
+                "The last checkpoint is whole; lower the learning rate, clip gradients, or see these files."
+            )
+        return next(filter(None, problems[:-1]), None), problems[-1]
 
     def _record(self, values: dict[str, float | Tensor], parts: list[Batch]) -> None:
         here = self.position

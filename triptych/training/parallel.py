@@ -1,7 +1,8 @@
 """One process or several: starting them, wrapping the method, and whole tensors on rank 0."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
@@ -12,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils import _pytree
 
 from triptych import distributed
-from triptych.errors import UsageError
+from triptych.errors import TriptychError, UsageError
 from triptych.method import Losses, Method
 
 _pytree.register_dataclass(Losses)  # FSDP2 finds the tensors of an output through it
@@ -52,10 +53,11 @@ def wrap(method: Method, kind: str, device: torch.device) -> nn.Module:
         for name in ("features", "embed", "predict"):  # what evaluation calls
             register_fsdp_forward_method(method, name)
         return method
-    # A batch may lack a stream altogether, whose encoder then has no gradient. Buffers are alike in all processes, and
-    # banks too large to be sent at every step.
+    # A batch may lack a stream altogether, whose encoder then has no gradient.
     devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(method, device_ids=devices, find_unused_parameters=True, broadcast_buffers=False)
+    replica = DistributedDataParallel(method, device_ids=devices, find_unused_parameters=True)
+    replica.broadcast_buffers = False  # they are alike already, and banks too large to be sent at every step
+    return replica
 
 
 def average_gradients(parameters: Sequence[nn.Parameter]) -> None:
@@ -104,7 +106,18 @@ def first_problem(problem: str | None) -> str | None:
     return next(filter(None, distributed.every(problem))) if somewhere else None
 
 
-def wait() -> None:
-    """Wait for all ranks."""
-    if distributed.is_running():
-        dist.barrier()
+@contextmanager
+def first_rank() -> Iterator[bool]:
+    """Say whether this is rank 0, which writes, and wait for it at the end; what it cannot write ends all ranks.
+
+    Raises:
+        TriptychError: On all ranks, if there is one on any.
+    """
+    problem = None
+    try:
+        yield distributed.rank() == 0
+    except (TriptychError, OSError) as error:
+        problem = str(error)
+    problem = first_problem(problem)
+    if problem is not None:
+        raise TriptychError(f"{problem} Set this right, then resume the run.")
