@@ -21,7 +21,8 @@ from triptych.data.text import Tokenizer
 from triptych.errors import TriptychError, UsageError
 from triptych.media.captions import Caption
 from triptych.media.collection import Row, Rows
-from triptych.media.recording import Extent, Probe, Recording, Timeline
+from triptych.media.recording import Recording
+from triptych.media.timeline import Extent, Probe, Timeline
 from triptych.recipe import (
     Aligned,
     AroundCaption,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from triptych.data.spans import Span
 from triptych.data.windows import Drawn, draw_windows
 from triptych.media.captions import Caption
-from triptych.media.recording import Extent, Timeline
+from triptych.media.timeline import Extent, Timeline
 from triptych.recipe import (
     Aligned,
     AroundCaption,

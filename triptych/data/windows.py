@@ -13,7 +13,7 @@ from torch import Tensor
 from triptych.batch import Stream
 from triptych.data.spans import TOLERANCE, Span, Window, count_steps, cut_span, show_still
 from triptych.media.captions import Caption
-from triptych.media.recording import Timeline
+from triptych.media.timeline import Timeline
 from triptych.recipe import (
     AroundCaption,
     BeforeAndAfter,

@@ -1,17 +1,23 @@
 """Captions: SRT and VTT files beside a recording, its own subtitle streams, a text file, a title."""
 
+import html
 import re
+import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
-import av
-from av.container import InputContainer
+from triptych.media.container import Medium
 
 SIDECARS = (".srt", ".vtt", ".txt")
-STAMP = r"(?:(\d+):)?(\d{1,2}):(\d{1,2})[.,](\d{1,3})"
+STAMP = r"(?:([0-9]{1,4}):)?([0-9]{1,2}):([0-9]{1,2})[.,]([0-9]{1,3})"
 CUE = re.compile(rf"^\s*{STAMP}\s*-->\s*{STAMP}")
-TAG = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")
+TAG = re.compile(r"</?[A-Za-z][^<>]*>|<[0-9:.,]+>|\{\\[^{}]*\}")
+LANGUAGE = re.compile(r"(\.[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*)?(\.(forced|sdh|cc|default|auto))?$", re.IGNORECASE)
+"""What may stand between a recording's name and the suffix of its captions: ``.en``, ``.pt-BR``, ``.en.forced``."""
 WORD = re.compile(rf"<{STAMP}>([^<]*)")
+SETTLED = 2_000_000_000
+"""Nanoseconds after a change from which on another one is sure to have another time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +52,7 @@ def parse_cues(text: str) -> tuple[Caption, ...]:
         if place < len(lines) and CUE.match(lines[place]) and body and body[-1].strip().isdigit():
             body.pop()  # the number of a cue that follows without a blank line
         raw = " ".join(body)
-        words = " ".join(TAG.sub("", raw).split())
+        words = _plain(raw)
         if words and end > start:
             cues.append(Caption(words, start, end, _timed_words(raw, start, end)))
     return tuple(sorted(cues, key=lambda cue: (cue.start, cue.end)))
@@ -65,7 +71,7 @@ def _timed_words(raw: str, start: float, end: float) -> tuple[tuple[str, float, 
     ends = [begin for _, begin in pieces[1:]] + [end]
     found = []
     for (piece, begin), stop in zip(pieces, ends, strict=True):
-        word = " ".join(TAG.sub("", piece).split())
+        word = _plain(piece)
         if word:
             found.append((word, begin, stop))
     return tuple(found)
@@ -73,38 +79,68 @@ def _timed_words(raw: str, start: float, end: float) -> tuple[tuple[str, float, 
 
 def read_sidecars(path: Path, duration: float) -> tuple[Caption, ...]:
     """Return the captions of ``clip.srt``, ``clip.vtt`` (or ``clip.en.vtt``), or ``clip.txt`` beside ``clip.mp4``."""
-    for suffix in SIDECARS:
-        candidates = [path.with_suffix(suffix), *sorted(path.parent.glob(f"{_escaped(path.stem)}.*{suffix}"))]
-        for candidate in candidates:
-            if not candidate.is_file():
-                continue
-            text = candidate.read_bytes().decode("utf-8", errors="replace")
-            if suffix == ".txt":
-                words = " ".join(text.split())
-                found: tuple[Caption, ...] = (Caption(words, 0.0, duration),) if words else ()
-            else:
-                found = parse_cues(text)
-            if found:
-                return found
+    for candidate in _sidecars(path.parent).get(path.stem, ()):
+        text = _decoded(candidate.read_bytes())
+        if candidate.suffix.lower() == ".txt":
+            words = " ".join(text.split())
+            found: tuple[Caption, ...] = (Caption(words, 0.0, duration),) if words else ()
+        else:
+            found = parse_cues(text)
+        if found:
+            return found
     return ()
 
 
-def read_embedded(container: InputContainer, name: str) -> tuple[Caption, ...]:
+def _sidecars(folder: Path) -> dict[str, list[Path]]:
+    """Return the caption files of a folder by the name of the recording that they belong to, best first.
+
+    A folder is listed once for all its recordings, unless it has just been changed.
+    """
+    changed = folder.stat().st_mtime_ns
+    listing = _listing if time.time_ns() - changed > SETTLED else _listing.__wrapped__
+    return listing(folder, changed)
+
+
+@lru_cache(maxsize=8)
+def _listing(folder: Path, changed: int) -> dict[str, list[Path]]:
+    paths = list(folder.iterdir())
+    recordings = {path.stem for path in paths if path.suffix.lower() not in SIDECARS}
+    found: dict[str, list[tuple[int, int, Path]]] = {}
+    for path in paths:
+        if path.suffix.lower() in SIDECARS:
+            rank = SIDECARS.index(path.suffix.lower())
+            found.setdefault(path.stem, []).append((rank, 0, path))
+            name = LANGUAGE.sub("", path.stem)
+            if name != path.stem and path.stem not in recordings:
+                found.setdefault(name, []).append((rank, 1, path))
+    return {name: [path for *_, path in sorted(ranked)] for name, ranked in found.items()}
+
+
+def _decoded(data: bytes) -> str:
+    """Return text in UTF-8 or UTF-16; what is neither is taken for Windows' old encoding of western languages."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16", errors="replace")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", errors="replace")
+
+
+def read_embedded(medium: Medium) -> tuple[Caption, ...]:
     """Return the captions of the first text subtitle stream; streams that cannot be read count as none."""
-    for stream in container.streams.subtitles:
+    for number in range(len(medium.container.streams.subtitles)):
+        medium.reopen()
+        stream = medium.container.streams.subtitles[number]
         cues = []
-        try:
-            for packet in container.demux(stream):
-                if packet.pts is None or not packet.size:
-                    continue
-                start = float(packet.pts * packet.time_base)
-                end = start + float((packet.duration or 0) * packet.time_base)
-                for subtitle in packet.decode():
-                    words = " ".join(TAG.sub("", _dialogue(subtitle)).replace("\\N", " ").split())
-                    if words and end > start:
-                        cues.append(Caption(words, start, end))
-        except av.error.FFmpegError:
-            cues = []
+        for packet in medium.demux(stream):
+            if packet.pts is None:
+                continue
+            start = float(packet.pts * packet.time_base) - medium.origin
+            end = start + float((packet.duration or 0) * packet.time_base)
+            for subtitle in medium.decode(stream, packet):
+                words = _plain(_dialogue(subtitle).replace("\\N", " ").replace("\\n", " ").replace("\\h", " "))
+                if words and end > start:
+                    cues.append(Caption(words, start, end))
         if cues:
             return tuple(cues)
     return ()
@@ -115,5 +151,6 @@ def _dialogue(subtitle: object) -> str:
     return text.decode("utf-8", errors="replace") if isinstance(text, bytes) else str(text)
 
 
-def _escaped(stem: str) -> str:
-    return re.sub(r"([*?\[\]])", r"[\1]", stem)
+def _plain(text: str) -> str:
+    """Return the words of a cue without tags and entities."""
+    return " ".join(html.unescape(TAG.sub("", text)).split())

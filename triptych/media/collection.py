@@ -22,7 +22,8 @@ from torch import Tensor
 from triptych.errors import TriptychError, UsageError
 from triptych.files import replacing
 from triptych.media.captions import Caption
-from triptych.media.recording import Extent, Probe, Recording, Timeline
+from triptych.media.recording import Recording
+from triptych.media.timeline import Extent, Probe, Timeline
 
 VIDEO = {
     ".mp4",
@@ -226,6 +227,11 @@ class Rows:
         other.__dict__.update(self.__dict__)
         other._index = self._index[torch.as_tensor(chosen, dtype=torch.long)]
         return other
+
+    @property
+    def places(self) -> Int[Tensor, " rows"]:
+        """Places of these rows in the manifest that they were selected from."""
+        return self._index
 
     def where(self, keep: Callable[[Row], bool] | None = None, **values: str) -> "Rows":
         """Return the rows whose columns have these values, or that ``keep`` accepts."""

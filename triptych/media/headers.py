@@ -1,0 +1,95 @@
+"""What the headers of a file say: sizes, rates and where each stream lies."""
+
+from typing import Any
+
+import av
+
+from triptych.errors import TriptychError
+from triptych.media.container import Medium, main_video
+from triptych.media.decode import shown_size
+from triptych.media.timeline import Probe
+
+STILLS = {
+    *("png_pipe", "image2", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe", "gif_pipe", "jpegls_pipe", "ppm_pipe"),
+}
+"""Container names of still images."""
+PICTURES = {"gif", "apng"}
+"""Container names of moving pictures, which are stills where they hold but one."""
+FASTEST = 1000.0
+"""Frames a second beyond which a header is not believed."""
+
+
+def read_headers(medium: Medium, sound: Medium, rotation: int) -> Probe:
+    """Return what is known of a file without decoding it.
+
+    Args:
+        medium: The file.
+        sound: The file that the sound is in: the same, or another.
+        rotation: How far the picture is turned, degrees.
+
+    Raises:
+        TriptychError: If it holds neither pictures nor sound.
+    """
+    picture = main_video(medium.container)
+    known: dict[str, Any] = {}
+    ends = [0.0]
+    if picture is not None:
+        context = picture.codec_context
+        width, height = shown_size(picture, context.width, context.height, rotation)
+        if not (width and height):
+            raise TriptychError(f"{medium.name}: its header says nothing of the size of the picture.")
+        (start, end), packets = _extent(medium, picture)
+        still = is_still(medium) or (medium.container.format.name in PICTURES and packets == 1)
+        known |= {"still": still, "width": width, "height": height, "frames": picture.frames, "video": (start, end)}
+        known |= {"fps": _frame_rate(picture, end - start), "video_codec": context.name}
+        ends.append(end)
+    if sound.container.streams.audio:
+        stream = sound.container.streams.audio[0]
+        (start, end), _ = _extent(sound, stream)
+        known |= {"audio": (start, end), "audio_rate": stream.rate, "channels": stream.channels}
+        known["audio_codec"] = stream.codec_context.name
+        ends.append(end)
+    if len(ends) == 1:
+        raise TriptychError(f"{medium.name} holds neither pictures nor sound.")
+    title = str(medium.container.metadata.get("title", "")).strip()
+    return Probe(duration=max(ends), origin=medium.origin, title=title, **known)
+
+
+def is_still(medium: Medium) -> bool:
+    """Return whether a file is of a format that holds one picture."""
+    return medium.container.format.name.split(",")[0] in STILLS
+
+
+def _extent(medium: Medium, stream: Any) -> tuple[tuple[float, float], int | None]:
+    """Return where a stream begins and ends, and the number of its packets if they had to be walked over."""
+    origin = medium.origin
+    start = 0.0 if stream.start_time is None else stream.start_time * float(stream.time_base) - origin
+    if stream.duration:
+        return (start, start + stream.duration * float(stream.time_base)), None
+    total = medium.container.duration
+    if total is not None and origin == 0:  # with an offset, some count from it and some from 0
+        end = total / av.time_base
+        own = _clock(stream.metadata.get("DURATION", ""))  # Matroska tells each track's own
+        return (start, min(end, own) if own > start else end), None
+    if not medium.seek(stream, stream.start_time or 0):
+        medium.reopen()
+        stream = medium.container.streams[stream.index]
+    end, packets = medium.last_packet(stream)
+    return (start, max(end - origin, start)), packets
+
+
+def _frame_rate(stream: av.VideoStream, seconds: float) -> float:
+    """Return frames a second; counted where the header's rate is missing or absurd."""
+    rate = float(stream.average_rate or stream.guessed_rate or 0)
+    if 0 < rate <= FASTEST:
+        return rate
+    return max(stream.frames, 1) / seconds if seconds > 0 else 25.0
+
+
+def _clock(text: str) -> float:
+    """Return the seconds of HH:MM:SS.fraction, 0 where it is something else."""
+    try:
+        hours, minutes, seconds = text.split(":")
+        return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+    except ValueError:
+        return 0.0
