@@ -69,14 +69,15 @@ def _norm(rank: int, world: int) -> Found:
 
 
 def _gathered(rank: int, world: int) -> Found:
-    """Keys that are used twice, from rows that do not lie in one piece."""
-    keys = torch.arange(12.0).view(2, 6).T.requires_grad_()
-    mine = _mine(keys, rank, world)
-    everyone = distributed.gather(mine * 2)
-    loss = ((everyone + everyone.square()).sum() + everyone.sin().sum()) / world
+    """Keys from rows that do not lie in one piece, added to what has the same gradient."""
+    keys, shift = torch.arange(12.0).view(2, 6).T.requires_grad_(), torch.zeros(6, 2, requires_grad=True)
+    moved = 3 * shift  # before the keys are gathered, so after them on the way back
+    everyone = distributed.gather(_mine(keys, rank, world) * 2)
+    loss = ((everyone + moved) * torch.arange(6)[:, None]).sum() / world
     loss.backward()
-    assert keys.grad is not None
-    return {"keys": everyone.detach(), "gradient": distributed.average(keys.grad) * world}
+    assert keys.grad is not None and shift.grad is not None
+    found = {"keys": everyone.detach(), "gradient": keys.grad, "shift": shift.grad}
+    return {name: distributed.average(x) * (1 if name == "keys" else world) for name, x in found.items()}
 
 
 class RareConfig(Config):
