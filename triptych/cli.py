@@ -1,5 +1,6 @@
 """The command line: each verb is a few lines over ``triptych.api``, which is imported only when a verb runs."""
 
+import gc
 import signal
 import sys
 from enum import StrEnum
@@ -59,9 +60,9 @@ def toyworld(
     workers: Workers = None,
 ) -> None:
     """Write the toy world alone: real media files whose picture, sound and captions share causes."""
-    from triptych import api
+    from triptych.api import manifests
 
-    manifest = api.write_toyworld(
+    manifest = manifests.write_toyworld(
         out, recordings=recordings, difficulty=difficulty, size=size, seed=seed, workers=workers
     )
     print(manifest)
@@ -74,9 +75,9 @@ def methods(
     as_json: Json = False,
 ) -> None:
     """List the methods, show the page of one, or print a recipe of one."""
-    from triptych import api
+    from triptych.api import pages
 
-    print(api.describe_methods(name, recipe, as_json))
+    print(pages.describe_methods(name, recipe, as_json))
 
 
 @app.command()
@@ -96,9 +97,9 @@ def prepare(
     workers: Workers = None,
 ) -> None:
     """Probe every file once, set the broken ones aside with reasons, optionally re-encode, write manifest.csv."""
-    from triptych import api
+    from triptych.api import manifests
 
-    api.prepare(
+    manifests.prepare(
         source,
         out,
         short_side=short_side,
@@ -129,16 +130,16 @@ def pretrain(
     device: Device = None,
 ) -> None:
     """Pretrain a method on unlabelled recordings, or continue an interrupted run."""
-    from triptych import api
+    from triptych.api import runs
 
     if resume is not None:
         if source or method or out or recipe or assignments or init or minutes:
             raise UsageError("--resume RUN takes everything from the run; give it alone.")
-        api.resume(resume, device=device)
+        runs.resume(resume, device=device)
         return
     if source is None or method is None or out is None:
         raise UsageError("Give SOURCE, --method and --out (or --resume RUN).")
-    api.pretrain(
+    runs.pretrain(
         source,
         method=method,
         out=out,
@@ -171,10 +172,10 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure a model by the protocols of the field, beside random weights and chance."""
-    from triptych import api
+    from triptych.api import measures
 
     print(
-        api.evaluate(
+        measures.evaluate(
             model,
             source,
             tasks=[one.value for one in task],
@@ -198,18 +199,18 @@ def evaluate(
 def embed(
     model: ModelName,
     source: Source,
-    out: Annotated[Path, Option(help="Folder of the table; written again, it continues.")],
-    kind: Annotated[
-        str, Option(help="embed: vectors of the joint spaces; features: what the encoders yield.")
-    ] = "embed",
+    out: Annotated[Path, Option(help="Folder of the tables; run again, an interrupted one goes on.")],
+    features: Annotated[
+        bool, Option("--features", help="What the encoders yield, also as sequences that recordings can carry.")
+    ] = False,
     split: Split = None,
     device: Device = None,
     workers: Workers = None,
 ) -> None:
     """Write the vectors of every window of SOURCE to a table."""
-    from triptych import api
+    from triptych.api import searches
 
-    api.embed(model, source, out, kind=kind, split=split, device=device, workers=workers)
+    searches.embed(model, source, out, features=features, split=split, device=device, workers=workers)
 
 
 @app.command()
@@ -225,9 +226,9 @@ def index(
     workers: Workers = None,
 ) -> None:
     """Index a folder for search; run again, it adds what is new and drops what is gone."""
-    from triptych import api
+    from triptych.api import searches
 
-    api.index(model, source, out, seconds=seconds, stride=stride, device=device, workers=workers)
+    searches.index(model, source, out, seconds=seconds, stride=stride, device=device, workers=workers)
 
 
 @app.command()
@@ -243,13 +244,14 @@ def search(
     streams: Annotated[str | None, Option(help="Streams to look in, with commas.")] = None,
     save: Annotated[Path | None, Option(metavar="DIR", help="Cut the hits out as mp4.")] = None,
     source: Annotated[Path | None, Option(help="Where the folder lies now, if it was moved.")] = None,
+    model: Annotated[str | None, Option(help="Where the index's model lies now, if it was moved.")] = None,
     as_json: Json = False,
 ) -> None:
     """Search an index by words, a sound, a clip or a picture."""
-    from triptych import api
+    from triptych.api import searches
 
     print(
-        api.search(
+        searches.search(
             index,
             words,
             audio=audio,
@@ -261,6 +263,7 @@ def search(
             streams=streams.split(",") if streams else None,
             save=save,
             source=source,
+            model=model,
         ).render(as_json)
     )
 
@@ -271,17 +274,17 @@ def info(
     as_json: Json = False,
 ) -> None:
     """Say what a folder is: version, method, spaces, size, data."""
-    from triptych import api
+    from triptych.api import pages
 
-    print(api.info(path, as_json))
+    print(pages.info(path, as_json))
 
 
 @app.command()
 def report(run: Annotated[Path, Argument(help="A run.")]) -> None:
     """Write RUN/report.html: curves, tables, neighbours and a map of the embeddings on one page."""
-    from triptych import api
+    from triptych.api import pages
 
-    print(api.write_report(run))
+    print(pages.write_report(run))
 
 
 def _terminate(*_: Any) -> None:
@@ -291,6 +294,7 @@ def _terminate(*_: Any) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line: exit 0 when done, 1 with a message that says what to do, 2 for wrong usage."""
     signal.signal(signal.SIGTERM, _terminate)
+    gc.set_threshold(50_000)  # imports make a million objects that stay: collecting among them is a fifth of their time
     try:
         app(arguments)
     except UsageError as error:

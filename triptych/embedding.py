@@ -1,30 +1,33 @@
 """One sweep over recordings makes vectors; probes, retrieval scores, search and clustering all read them."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from jaxtyping import Bool, Float, Int
+from safetensors.numpy import save_file
 from torch import Tensor
 from tqdm import tqdm
 
 from triptych.batch import Batch, Clip, View
 from triptych.data.loader import Loader
 from triptych.data.text import Tokenizer
-from triptych.errors import TriptychError
-from triptych.files import new_folder
+from triptych.errors import TriptychError, UsageError
+from triptych.files import new_folder, replacing
 from triptych.media.collection import Rows
 from triptych.method import Method
-from triptych.recipe import Viewing
+from triptych.recipe import TextTransform, Viewing
 
 FORMAT = 1
 """Version of a table's folder."""
+SHARD = 1024
+"""Recordings whose vectors are written together by ``sweep_to``."""
 
 
 @runtime_checkable
@@ -98,6 +101,15 @@ class EmbeddingTable:
         """Return the vectors of a stream."""
         return self.take(np.flatnonzero(self.streams == stream))
 
+    def of_rows(self, numbers: Int[np.ndarray, " chosen"]) -> "EmbeddingTable":
+        """Return the vectors of these rows of the data set, numbered by their places in ``numbers``."""
+        places = np.full(len(self.paths), -1)
+        places[numbers] = np.arange(len(numbers))
+        part = self.take(np.flatnonzero(places[self.numbers] >= 0))
+        part.numbers = places[part.numbers]
+        part.paths = [self.paths[number] for number in numbers]
+        return part
+
     def by_row(self) -> tuple[Int[np.ndarray, " rows"], Float[np.ndarray, "rows dim"]]:
         """Return the data set's rows that occur, increasing, and the mean vector of each over windows and crops."""
         numbers, places = np.unique(self.numbers, return_inverse=True)
@@ -105,7 +117,7 @@ class EmbeddingTable:
         np.add.at(sums, places, self.vectors)
         return numbers, (sums / np.bincount(places, minlength=len(numbers))[:, None]).astype(np.float32)
 
-    def save(self, folder: str | Path, facts: Mapping[str, Any] | None = None) -> Path:
+    def save(self, folder: str | Path) -> Path:
         """Write the table as a folder, whole or not at all: ``vectors.safetensors``, ``rows.jsonl``, ``table.json``.
 
         Raises:
@@ -117,13 +129,12 @@ class EmbeddingTable:
             with (place / "rows.jsonl").open("w", encoding="utf-8") as file:
                 for number in range(len(self)):
                     file.write(json.dumps(self.row(number).__dict__, ensure_ascii=False) + "\n")
-            meta = {"format": FORMAT, "space": self.space, "rows": len(self), **(facts or {})}
-            (place / "table.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            _write_meta(place, self.space, len(self), {})
         return folder
 
     @classmethod
     def load(cls, folder: str | Path) -> "EmbeddingTable":
-        """Read a table.
+        """Read a table; its vectors stay on disk, mapped.
 
         Raises:
             TriptychError: If there is none, or it is damaged or of another format.
@@ -133,9 +144,9 @@ class EmbeddingTable:
             meta = json.loads((folder / "table.json").read_text(encoding="utf-8"))
             if meta["format"] != FORMAT:
                 raise TriptychError(f"{folder} has table format {meta['format']}; this version reads {FORMAT}.")
-            vectors = load_file(folder / "vectors.safetensors")["vectors"]
+            vectors = _map(folder / "vectors.safetensors")
             rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
-        except (OSError, ValueError, KeyError, SafetensorError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise TriptychError(f"{folder} holds no whole table of vectors: {error}.") from error
         if len(rows) != len(vectors):
             raise TriptychError(f"{folder}: {len(vectors)} vectors and {len(rows)} rows; embed again.")
@@ -154,36 +165,40 @@ class EmbeddingTable:
         )
 
 
-def fold(view: View, crops: int) -> tuple[View, Int[Tensor, " items"], Int[Tensor, " items"]]:
-    """Fold candidates (windows and crops) into the batch.
+class _Folded(NamedTuple):
+    """Clips without candidates; for each item its row of the batch, its crop, and whether it is no repetition."""
+
+    view: View
+    rows: Int[Tensor, " items"]
+    crops: Int[Tensor, " items"]
+    first: dict[str, Bool[Tensor, " items"]]
+
+
+def fold(view: View, crops: int) -> _Folded:
+    """Fold candidates (windows and crops, or the captions of a row) into the batch.
 
     Args:
-        view: Clips with or without an axis of candidates; those without are repeated.
+        view: Clips that all have an axis of candidates, or all have none. Where a stream has fewer (sound has no crops)
+            each of its candidates is repeated, so that streams stay side by side.
         crops: Crops of a window, which follow each other among the candidates.
-
-    Returns:
-        The view without candidates, and for each item its row of the batch and its crop.
     """
-    counts = {clip.length.shape[1] for clip in view.values() if clip.length.ndim == 2}
     size = len(next(iter(view.values())).length)
-    if not counts:
-        return view, torch.arange(size), torch.zeros(size, dtype=torch.long)
-    count = max(counts)
-    folded = {}
+    counts = {stream: clip.length.shape[1] if clip.length.ndim == 2 else 1 for stream, clip in view.items()}
+    count = max(counts.values())
+    folded, first = {}, {}
     for stream, clip in view.items():
-        if clip.length.ndim == 1:
-            repeated = [None if x is None else x.repeat_interleave(count, dim=0) for x in _fields(clip)]
-            folded[stream] = Clip(*repeated)  # type: ignore[arg-type]
-        else:
-            times = count // clip.length.shape[1]
-            flat = [None if x is None else x.repeat_interleave(times, dim=1).flatten(0, 1) for x in _fields(clip)]
-            folded[stream] = Clip(*flat)  # type: ignore[arg-type]
-    rows = torch.arange(size).repeat_interleave(count)
-    return folded, rows, torch.arange(count).remainder(crops).repeat(size)
+        times = count // counts[stream]
+        if clip.length.ndim == 2:
+            data, length, span = (_flat(x, times) for x in (clip.data, clip.length, clip.span))
+            clip = Clip(data, length, span, None if clip.times is None else _flat(clip.times, times))
+        folded[stream] = clip
+        first[stream] = torch.arange(size * count).remainder(times) == 0
+    places = torch.arange(size * count)
+    return _Folded(folded, places // count, places.remainder(count).remainder(crops), first)
 
 
-def _fields(clip: Clip) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    return clip.data, clip.length, clip.span, clip.times
+def _flat(x: Tensor, times: int) -> Tensor:
+    return x.repeat_interleave(times, dim=1).flatten(0, 1)
 
 
 @torch.inference_mode()
@@ -205,30 +220,90 @@ def vectors_of(method: Method, view: View, kind: str) -> dict[str, dict[str, Ten
     return {space: {stream: x.float() for stream, x in streams.items()} for space, streams in found.items()}
 
 
-def embed_batch(method: Method, batch: Batch, kinds: Sequence[str], crops: int) -> Iterator[dict[str, Any]]:
-    """Yield pieces of tables from a batch: space, stream, vectors, rows, spans and crops."""
-    view, places, crop = fold(batch.views[0], crops)
-    firsts = torch.cat([torch.ones(1, dtype=torch.bool), places[1:] != places[:-1]])
-    for kind in kinds:
-        for space, streams in vectors_of(method.eval(), view, kind).items():
-            for stream, vectors in streams.items():
-                parts = [view[name] for name in stream.split("+")]
-                there = torch.stack([clip.present for clip in parts]).all(dim=0).cpu()
-                if all(batch.views[0][name].length.ndim == 1 for name in stream.split("+")):
-                    there &= firsts  # it has no windows of its own: once a row is enough
-                yield {
-                    "space": space,
-                    "stream": stream,
-                    "vectors": vectors.cpu()[there].numpy(),
-                    "numbers": batch.rows.cpu()[places][there].numpy(),
-                    "spans": parts[0].span.cpu()[there].numpy(),
-                    "crops": crop[there].numpy(),
-                }
+def embed_batch(method: Method, batch: Batch, viewing: Viewing, kinds: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield pieces of tables from a batch: space, stream, vectors, rows, spans and crops.
+
+    The captions of a row are no windows: text is embedded apart from the other streams, a vector a caption.
+    """
+    method.eval()
+    texts = {name for name, spec in viewing.views[0].items() if isinstance(spec.transform, TextTransform)}
+    told = {name: clip for name, clip in batch.views[0].items() if name in texts}
+    seen = {name: clip for name, clip in batch.views[0].items() if name not in texts}
+    for view, crops in ((seen, getattr(viewing.windows, "crops", 1)), (told, 1)):
+        if not view:
+            continue
+        folded = fold(view, crops)
+        rows = batch.rows.cpu()[folded.rows]
+        for kind in kinds:
+            for space, streams in vectors_of(method, folded.view, kind).items():
+                for stream, vectors in streams.items():
+                    names = stream.split("+")
+                    there = torch.stack([folded.view[name].present.cpu() for name in names]).all(dim=0)
+                    there &= torch.stack([folded.first[name] for name in names]).any(dim=0)
+                    yield {
+                        "space": space,
+                        "stream": stream,
+                        "vectors": vectors.cpu()[there].numpy(),
+                        "numbers": rows[there].numpy(),
+                        "spans": folded.view[names[0]].span.cpu()[there].numpy(),
+                        "crops": folded.crops[there].numpy(),
+                    }
 
 
-def sweep(model: Looks, rows: Rows, *args: Any, **options: Any) -> dict[str, EmbeddingTable]:
-    """Return the tables of one model; see ``sweep_all``."""
-    return sweep_all([model], rows, *args, **options)[0]
+class Part(NamedTuple):
+    """What a sweep made of some rows."""
+
+    tables: list[dict[str, EmbeddingTable]]
+    """For each model, a table a space."""
+    problems: list[tuple[str, str]]
+    """Path and reason of the rows that could not be read."""
+
+
+def sweep_parts(
+    models: Sequence[Looks],
+    rows: Rows,
+    parts: Iterable[Sequence[int]],
+    viewing: Viewing,
+    kinds: Sequence[str] = ("embed",),
+    batch_rows: int = 16,
+    workers: int | None = None,
+    progress: bool = True,
+    title: str = "embed",
+) -> Iterator[Part]:
+    """Yield, for each part of the rows in turn, the vectors of all their windows; see ``sweep_all``.
+
+    Args:
+        models: Methods with one way to look at a recording and one tokenizer.
+        rows: The recordings.
+        parts: Numbers of the rows of each part.
+        viewing: How to look at them.
+        kinds: ``embed`` and/or ``features``.
+        batch_rows: Recordings decoded together.
+        workers: Decoding processes.
+        progress: Whether to show a bar.
+        title: What the bar is called.
+    """
+    parts = list(parts)
+    paths = [row["path"] for row in rows]
+    device = next(models[0].method.parameters()).device
+    total = sum(map(len, parts))
+    with (
+        Loader(rows, viewing, tokenizer=models[0].tokenizer, workers=workers, device=device) as loader,
+        tqdm(total=total, desc=title, unit="file", delay=2, disable=None if progress else True) as bar,
+    ):
+        done = 0
+        for part in parts:
+            known = len(loader.problems)
+            pieces: list[dict[str, list[dict[str, Any]]]] = [{} for _ in models]
+            for batch in loader.sweep(part, batch_rows=batch_rows):
+                for model, found in zip(models, pieces, strict=True):
+                    for piece in embed_batch(model.method, batch, viewing, kinds):
+                        found.setdefault(piece["space"], []).append(piece)
+                bar.update(len(batch))
+            done += len(part)
+            bar.update(done - bar.n)  # those that could not be read count as well
+            tables = [{space: join(space, found, paths) for space, found in one.items()} for one in pieces]
+            yield Part(tables, loader.problems[known:])
 
 
 def sweep_all(
@@ -258,27 +333,144 @@ def sweep_all(
     Raises:
         TriptychError: If no row could be read.
     """
-    first = models[0]
-    viewing = viewing or first.test
-    crops = getattr(viewing.windows, "crops", 1)
-    device = next(first.method.parameters()).device
-    pieces: list[dict[str, list[dict[str, Any]]]] = [{} for _ in models]
-    with (
-        Loader(rows, viewing, tokenizer=first.tokenizer, workers=workers, device=device) as loader,
-        tqdm(total=len(rows), desc="embed", unit="file", delay=2, disable=None if progress else True) as bar,
-    ):
-        for batch in loader.sweep(batch_rows=batch_rows):
-            for model, found in zip(models, pieces, strict=True):
-                for piece in embed_batch(model.method, batch, kinds, crops):
-                    found.setdefault(piece["space"], []).append(piece)
-            bar.update(len(batch))
-        if problems is not None:
-            problems += loader.problems
-        if not any(pieces) and len(rows):
-            reason = loader.problems[0][1] if loader.problems else f"{rows.source} has nothing to embed"
-            raise TriptychError(f"None of the {len(rows)} recordings could be embedded; the first: {reason}")
-    paths = [row["path"] for row in rows]
-    return [{space: join(space, parts, paths) for space, parts in found.items()} for found in pieces]
+    options = (viewing or models[0].test, kinds, batch_rows, workers, progress)
+    (part,) = sweep_parts(models, rows, [range(len(rows))], *options)
+    if problems is not None:
+        problems += part.problems
+    if not any(part.tables):
+        raise _nothing(rows, part.problems)
+    return part.tables
+
+
+def _nothing(rows: Rows, problems: Sequence[tuple[str, str]]) -> TriptychError:
+    reason = problems[0][1] if problems else f"{rows.source} has nothing to embed"
+    return TriptychError(f"None of the {len(rows)} recordings could be embedded; the first: {reason}")
+
+
+def sweep(model: Looks, rows: Rows, *args: Any, **options: Any) -> dict[str, EmbeddingTable]:
+    """Return the tables of one model; see ``sweep_all``."""
+    return sweep_all([model], rows, *args, **options)[0]
+
+
+def sweep_to(
+    model: Looks,
+    rows: Rows,
+    out: str | Path,
+    facts: Mapping[str, Any],
+    kinds: Sequence[str] = ("embed",),
+    workers: int | None = None,
+    progress: bool = True,
+) -> dict[str, EmbeddingTable]:
+    """Write the vectors of all windows of all rows, a table a space in ``OUT/SPACE``, and return them by space.
+
+    ``SHARD`` rows at a time are written to ``OUT/shards``; run again after an interruption, it goes on with what is
+    missing. At the end the shards become the tables.
+
+    Args:
+        model: A method and how it looks at a recording.
+        rows: The recordings.
+        out: Folder; empty, or of a sweep with equal ``facts``.
+        facts: What the vectors depend on, as values that JSON can hold; kept in ``OUT/embedding.json``.
+        kinds: ``embed`` and/or ``features``.
+        workers: Decoding processes.
+        progress: Whether to show a bar.
+
+    Raises:
+        UsageError: If ``out`` holds something else.
+        TriptychError: If no row could be read, or nothing can be written.
+    """
+    out = Path(out)
+    _claim(out, {"format": FORMAT, **facts, "rows": len(rows)})
+    shards = out / "shards"
+    if shards.is_dir() or not list(out.glob("*/table.json")):
+        places = [shards / f"{number:06d}" for number in range(-(-len(rows) // SHARD))]
+        missing = [number for number, place in enumerate(places) if not place.is_dir()]
+        parts = [range(number * SHARD, min((number + 1) * SHARD, len(rows))) for number in missing]
+        swept = sweep_parts([model], rows, parts, model.test, kinds, workers=workers, progress=progress)
+        for number, part in zip(missing, swept, strict=True):
+            with new_folder(places[number]) as folder:
+                for space, table in part.tables[0].items():
+                    if len(table):
+                        table.save(folder / space.replace(":", "-"))
+                (folder / "problems.json").write_text(json.dumps(part.problems, ensure_ascii=False), encoding="utf-8")
+        problems = [problem for place in places for problem in json.loads((place / "problems.json").read_bytes())]
+        names = sorted({folder.parent.name for place in places for folder in place.glob("*/table.json")})
+        if not names:
+            shutil.rmtree(shards)
+            raise _nothing(rows, problems)
+        for name in names:
+            if not (out / name).is_dir():
+                found = [place / name for place in places if (place / name).is_dir()]
+                _concatenate(found, out / name, {**facts, "unreadable": problems})
+        os.rename(shards, out / "joined")  # from now on the tables are all there is
+    shutil.rmtree(out / "joined", ignore_errors=True)
+    tables = [EmbeddingTable.load(place.parent) for place in sorted(out.glob("*/table.json"))]
+    return {table.space: table for table in tables}
+
+
+def _claim(out: Path, facts: Mapping[str, Any]) -> None:
+    """Make a folder that a sweep may write to, or go on with."""
+    path = out / "embedding.json"
+    if not path.is_file():
+        if out.exists() and any(out.iterdir()):
+            raise UsageError(f"{out} holds something that is no table of vectors; choose another place.")
+        with replacing(path) as place:
+            place.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TriptychError(f"{path} is damaged: {error}; remove {out} and embed again.") from error
+    for key, value in facts.items():
+        if known.get(key) != value:
+            raise UsageError(f"{out} was made with {key} {known.get(key)}, not {value}; choose another place.")
+
+
+def _concatenate(places: Sequence[Path], out: Path, facts: Mapping[str, Any]) -> None:
+    """Write the tables of some folders as one, whole or not at all."""
+    tables = [EmbeddingTable.load(place) for place in places]
+    count = sum(map(len, tables))
+    with new_folder(out) as folder:
+        vectors = _allocate(folder / "vectors.safetensors", (count, tables[0].vectors.shape[1]))
+        with (folder / "rows.jsonl").open("wb") as file:
+            at = 0
+            for place, table in zip(places, tables, strict=True):
+                vectors[at : at + len(table)] = table.vectors
+                at += len(table)
+                with (place / "rows.jsonl").open("rb") as part:
+                    shutil.copyfileobj(part, file)
+        vectors.flush()
+        _write_meta(folder, tables[0].space, count, facts)
+
+
+def _write_meta(folder: Path, space: str, rows: int, facts: Mapping[str, Any]) -> None:
+    meta = {"format": FORMAT, "space": space, "rows": rows, **facts}
+    (folder / "table.json").write_text(json.dumps(meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _allocate(path: Path, shape: tuple[int, int]) -> np.memmap[Any, np.dtype[np.float32]]:
+    """Make a safetensors file of one tensor, ``vectors``, and return it mapped, to be filled."""
+    size = 4 * shape[0] * shape[1]
+    header = json.dumps({"vectors": {"dtype": "F32", "shape": list(shape), "data_offsets": [0, size]}}).encode()
+    header += b" " * (-len(header) % 8)
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        file.truncate(8 + len(header) + size)
+    return _map(path, "r+")
+
+
+def _map(path: Path, mode: Literal["r", "r+"] = "r") -> np.memmap[Any, np.dtype[np.float32]]:
+    """Return the ``vectors`` of a safetensors file, mapped and not read.
+
+    Raises:
+        ValueError: If the file is not whole or holds something else.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        tensor = json.loads(file.read(length))["vectors"]
+    if tensor["dtype"] != "F32":
+        raise ValueError(f"the vectors are {tensor['dtype']}, not F32")
+    return np.memmap(path, np.float32, mode, 8 + length + tensor["data_offsets"][0], tuple(tensor["shape"]))
 
 
 def embed_file(model: Looks, path: str | Path) -> dict[str, dict[str, Float[np.ndarray, "windows dim"]]]:

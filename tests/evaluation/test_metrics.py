@@ -45,10 +45,13 @@ def test_equal_captions_answer_each_other() -> None:
 
 
 def test_chance_with_groups() -> None:
-    correct = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], dtype=bool)
-    assert metrics.chance_recall(correct, 1) == pytest.approx(100 * (0.5 + 0.5 + 0.25 + 0.25) / 4)
+    right = np.array([2, 2, 1, 1])
+    assert metrics.chance_recall(right, 4, 1) == pytest.approx(100 * (0.5 + 0.5 + 0.25 + 0.25) / 4)
     # of 4 items, 2 right, 2 drawn: 1 - (2/4)(1/3) = 5/6; of 4 with 1 right: 1/2
-    assert metrics.chance_recall(correct, 2) == pytest.approx(100 * (5 / 6 + 5 / 6 + 0.5 + 0.5) / 4)
+    assert metrics.chance_recall(right, 4, 2) == pytest.approx(100 * (5 / 6 + 5 / 6 + 0.5 + 0.5) / 4)
+    assert metrics.chance_recall(right, 4, 10) == 100
+    assert metrics.chance_median(np.array([1, 1, 1]), 9) == 5
+    assert metrics.chance_median(right, 4) == 2  # 37.5 % at rank 1, 66.7 % at rank 2
 
 
 def test_random_vectors_score_chance() -> None:
@@ -88,12 +91,25 @@ def test_average_precision_by_hand(labels: list[int], scores: list[float], expec
 
 def test_against_scikit_learn() -> None:
     rng = np.random.default_rng(2)
-    labels, scores = rng.random((60, 5)) < 0.3, rng.integers(0, 8, (60, 5)) / 8
-    labels[:, 4] = False
+    labels, scores = rng.random((60, 6)) < 0.3, rng.integers(0, 8, (60, 6)) / 8
+    labels[:, 4], labels[:, 5] = False, True
     found = metrics.multi_label(labels, scores)
     assert found.excluded == (4,)
-    assert found.mean_ap == pytest.approx(average_precision_score(labels[:, :4], scores[:, :4]))
+    # A class that every row has counts for precision; for the area it has no negatives.
+    precisions = [average_precision_score(labels[:, c], scores[:, c]) for c in (0, 1, 2, 3, 5)]
+    assert found.mean_ap == pytest.approx(np.mean(precisions)) and precisions[-1] == 1
     assert found.mean_auc == pytest.approx(roc_auc_score(labels[:, :4], scores[:, :4]))
+    with pytest.raises(TriptychError, match="No class"):
+        metrics.multi_label(labels[:, 4:5], scores[:, 4:5])
+
+
+def test_a_weight_is_a_repetition() -> None:
+    rng = np.random.default_rng(4)
+    labels, scores = rng.random((30, 3)) < 0.4, rng.integers(0, 6, (30, 3)) / 6
+    times = rng.integers(0, 3, 30)
+    weighted = metrics.MultiLabelScorer(labels, scores)(times)
+    repeated = metrics.multi_label(labels.repeat(times, axis=0), scores.repeat(times, axis=0))
+    assert weighted.mean_ap == pytest.approx(repeated.mean_ap) and weighted.d_prime == pytest.approx(repeated.d_prime)
 
 
 def test_roc_auc_by_hand() -> None:

@@ -1,5 +1,6 @@
 """Probes and retrieval on vectors whose answer is known."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,13 +10,18 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
+from tests.tiny import tiny_lava
 from triptych.embedding import EmbeddingTable
 from triptych.errors import TriptychError, UsageError
-from triptych.evaluation.evaluator import Score
+from triptych.evaluation import probe
+from triptych.evaluation.evaluator import Score, Sweeps, read_labels
+from triptych.evaluation.metrics import retrieval_ranks
 from triptych.evaluation.probe import KNN, LinearProbe, fit_logistic
-from triptych.evaluation.retrieval import Retrieval
+from triptych.evaluation.retrieval import Items, Retrieval, compare
+from triptych.evaluation.splits import choose_split, folds, train_and_test
 from triptych.evaluation.table import Results, from_json
 from triptych.media.collection import Rows
+from triptych.model import random_model
 
 
 @dataclass
@@ -41,10 +47,11 @@ class Known:
 
 def _table(space: str, streams: list[tuple[str, np.ndarray]], rng: np.random.Generator) -> EmbeddingTable:
     count = len(streams[0][1])
-    numbers = np.concatenate([np.repeat(np.arange(count), 2) for _ in streams])
-    vectors = np.concatenate([np.repeat(x, 2, axis=0) for _, x in streams])
+    times = {stream: 1 if stream == "text" else 2 for stream, _ in streams}
+    numbers = np.concatenate([np.repeat(np.arange(count), times[stream]) for stream, _ in streams])
+    vectors = np.concatenate([np.repeat(x, times[stream], axis=0) for stream, x in streams])
     vectors = vectors + 0.05 * rng.standard_normal(vectors.shape)
-    names = np.concatenate([np.full(2 * count, stream) for stream, _ in streams])
+    names = np.concatenate([np.full(times[stream] * count, stream) for stream, _ in streams])
     zeros = np.zeros(len(numbers))
     paths = [f"{n}.mp4" for n in range(count)]
     return EmbeddingTable(space, vectors.astype(np.float32), paths, numbers, zeros, zeros, zeros.astype(int), names)
@@ -57,7 +64,7 @@ def rows(tmp_path: Path) -> Rows:
     return Rows.open(tmp_path / "m.csv")
 
 
-@pytest.mark.parametrize("task", [LinearProbe("kind"), KNN("kind"), LinearProbe("kind", average="softmax")])
+@pytest.mark.parametrize("task", [LinearProbe("kind"), KNN("kind"), LinearProbe("kind", average="probabilities")])
 def test_probes_find_what_is_there_and_no_more(rows: Rows, task: LinearProbe | KNN) -> None:
     scores = task.run(Known(), rows.split("train"), rows.split("test"))
     assert set(scores) == {"video", "audio", "audio+video"}
@@ -71,15 +78,65 @@ def test_logistic_regression_is_scikit_learns(rows: Rows) -> None:
     rng = np.random.default_rng(0)
     x, y = rng.standard_normal((120, 5)).astype(np.float32), rng.integers(0, 3, 120)
     penalty = 0.02
-    ours = fit_logistic(torch.from_numpy(x), torch.from_numpy(y), 3, penalty, steps=500)
+    marks = torch.eye(3)[torch.from_numpy(y)]
+    ours = fit_logistic(torch.from_numpy(x), marks, penalty, steps=500)
     theirs = LogisticRegression(C=1 / (penalty * 120), tol=1e-8, max_iter=1000).fit(x, y)
     np.testing.assert_allclose(ours[:-1].T.numpy(), theirs.coef_, atol=2e-3)
+    several = fit_logistic(torch.from_numpy(x), marks, penalty, several=True, steps=500)
+    for number in range(3):
+        alone = LogisticRegression(C=1 / (penalty * 120), tol=1e-8, max_iter=1000).fit(x, y == number)
+        np.testing.assert_allclose(several[:-1, number].numpy(), alone.coef_[0], atol=2e-3)
 
 
 def test_rows_of_a_group_are_one_item(rows: Rows, tmp_path: Path) -> None:
     test = rows.split("test").with_columns({"video_id": [str(n // 2) for n in range(80)]})
-    score = LinearProbe("kind", streams=["video"], group="video_id").run(Known(), rows.split("train"), test)["video"]
-    assert score.n == 40
+    kinds = [str(n // 2 % 4) for n in range(80)]
+    test = Rows.build([{**row.values, "kind": kind} for row, kind in zip(test, kinds, strict=True)], test.root, "t")
+    train = rows.split("train").with_columns({"video_id": [""] * 200})
+    score = LinearProbe("kind", streams=["video"], group="video_id").run(Known(), train, test)["video"]
+    assert score.n == 40 and score.value > 80
+    mixed = test.with_columns({"video_id": ["a"] * 80})
+    with pytest.raises(TriptychError, match="have different labels in 'kind'"):
+        LinearProbe("kind", group="video_id").run(Known(), train, mixed)
+
+
+def test_rows_with_several_labels_are_scored_by_map(rows: Rows) -> None:
+    """Labels 0 to 3 can be read from the vectors, the label `x` cannot."""
+    rng = np.random.default_rng(5)
+    marks = [f"{row['kind']}{';x' if rng.random() < 0.5 else ''}" for row in rows]
+    several = rows.with_columns({"tags": marks})
+    train, test = several.split("train"), several.split("test")
+    scores = LinearProbe("tags", streams=["video"]).run(Known(), train, test)
+    assert set(scores) == {"video mAP", "video d'"}
+    found = scores["video mAP"]
+    assert 80 < found.value < 95 and found.low < found.value < found.high and 25 < found.chance < 35  # type: ignore
+    assert "5 classes" in found.note and scores["video d'"].value > 1 and scores["video d'"].chance == 0
+    lists = several.with_columns({"tags": [json.dumps(mark.split(";")) for mark in marks]})
+    again = LinearProbe("tags", streams=["video"]).run(Known(), lists.split("train"), lists.split("test"))
+    assert again == scores
+    near = KNN("tags", streams=["video"]).run(Known(), train, test)["video mAP"]
+    assert 70 < near.value < 95
+
+
+def test_cells_of_labels(tmp_path: Path) -> None:
+    cells = ["a", "", "a;b ", "a|c", '["a", "b, c"]', "[]", "a, b"]
+    rows = Rows.build([{"path": "x", "tags": cell} for cell in cells], tmp_path, "m")
+    expected = [("a",), None, ("a", "b"), ("a", "c"), ("a", "b, c"), (), ("a, b",)]
+    assert read_labels(rows, "tags") == expected
+    with pytest.raises(UsageError, match="is no JSON list"):
+        read_labels(Rows.build([{"path": "x", "tags": "[a"}], tmp_path, "m"), "tags")
+
+
+def test_held_out_rows_leave_their_group_whole(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of one group differ in noise only: a penalty chosen on some of them would not be chosen on unseen ones."""
+    train = rows.split("train").with_columns({"clip": [str(n // 8) for n in range(200)]})
+    kinds = [str(n // 8 % 4) for n in range(200)]
+    train = Rows.build([{**row.values, "kind": kind} for row, kind in zip(train, kinds, strict=True)], train.root, "t")
+    seen: list[int] = []
+    monkeypatch.setattr(probe, "fit_logistic", lambda x, *rest: seen.append(len(x)) or fit_logistic(x, *rest))
+    test = rows.split("test").with_columns({"clip": [""] * 80})
+    LinearProbe("kind", streams=["video"], group="clip").run(Known(), train, test)
+    assert set(seen[:-1]) == {320} and seen[-1] == 400  # of 25 groups of 8 rows with 2 windows, 5 are held out
 
 
 def test_labels_must_be_there_and_differ(rows: Rows) -> None:
@@ -107,6 +164,92 @@ def test_retrieval_in_both_directions(rows: Rows) -> None:
     assert set(only) == {f"text to video {name}" for name in ("R@1", "R@5", "R@10", "MedR")}
     with pytest.raises(UsageError, match="nothing to retrieve from smell"):
         Retrieval(query="smell").run(Known(), rows, rows)
+
+
+def _joint(entries: list[tuple[str, int, list[float]]], paths: list[str]) -> EmbeddingTable:
+    streams, numbers, vectors = zip(*entries, strict=True)
+    zeros = np.zeros(len(entries))
+    x = np.array(vectors, dtype=np.float32)
+    return EmbeddingTable("joint", x, paths, np.array(numbers), zeros, zeros, zeros.astype(int), np.array(streams))
+
+
+def test_several_captions_of_a_recording_by_hand(tmp_path: Path) -> None:
+    """Three rows of two clips, as in MSR-VTT: each caption is a query, a clip one answer however many rows it has."""
+    lines = ["a.mp4,one thing", "a.mp4,another thing", "b.mp4,one more"]
+    (tmp_path / "m.csv").write_text("path,caption\n" + "\n".join(lines) + "\n")
+    rows = Rows.open(tmp_path / "m.csv")
+    a, b = [1.0, 0.0], [0.0, 1.0]
+    table = _joint(
+        [("video", 0, a), ("video", 1, a), ("video", 2, b), ("text", 0, a), ("text", 1, [0.6, 0.8]), ("text", 2, b)],
+        ["a.mp4", "a.mp4", "b.mp4"],
+    )
+    items = Items.of(rows, None)
+    asked = compare(table, "text", "video", items)
+    ((similarity, correct),) = asked.blocks()
+    np.testing.assert_allclose(similarity, [[1, 0], [0.6, 0.8], [0, 1]], atol=1e-6)
+    assert correct.tolist() == [[True, False], [True, False], [False, True]]
+    assert retrieval_ranks(similarity, correct).tolist() == [0, 1, 0]
+    ((similarity, correct),) = compare(table, "video", "text", items).blocks()
+    assert correct.tolist() == [[True, True, False], [False, False, True]]
+    assert retrieval_ranks(similarity, correct).tolist() == [0, 0]  # the best of a clip's captions counts
+    grouped = rows.with_columns({"clip": ["x", "y", "y"]})
+    assert Items.of(grouped, "clip").item.tolist() == [0, 1, 1]
+
+
+def test_a_dot_space_is_compared_by_length_too(tmp_path: Path) -> None:
+    rows = Rows.build([{"path": "a.mp4"}, {"path": "b.mp4"}], tmp_path, "m")
+    entries = [("video", 0, [1.0, 0.1]), ("video", 1, [3.0, 0.0]), ("audio", 0, [1.0, 0.1]), ("audio", 1, [1.0, 0.0])]
+    table = _joint(entries, ["a.mp4", "b.mp4"])
+    ranks = {}
+    for metric in ("cosine", "dot"):
+        ((similarity, correct),) = compare(table, "audio", "video", Items.of(rows, None), metric).blocks()
+        ranks[metric] = retrieval_ranks(similarity, correct).tolist()
+    assert ranks == {"cosine": [0, 0], "dot": [1, 0]}
+
+
+def test_equal_vectors_of_the_gallery_are_exact_ties(tmp_path: Path) -> None:
+    rng = np.random.default_rng(6)
+    count, same = 300, rng.standard_normal(37)
+    rows = Rows.build([{"path": f"{n}.mp4"} for n in range(count)], tmp_path, "m")
+    entries = [("video", n, same) for n in range(count)] + [("audio", n, rng.standard_normal(37)) for n in range(count)]
+    found = compare(_joint(entries, [row["path"] for row in rows]), "audio", "video", Items.of(rows, None))
+    ranks = np.concatenate([retrieval_ranks(*block) for block in found.blocks()])
+    assert (ranks == (count - 1) / 2).all()
+
+
+def test_one_sweep_serves_all_folds(rows: Rows) -> None:
+    """Selections are cut from one sweep, and their rows numbered anew."""
+    everything = rows.select(list(range(10, 60)))
+    table = _table("joint", [("video", np.arange(50.0)[:, None] + 10)], np.random.default_rng(0))
+    table.paths = [row["path"] for row in everything]
+    recipe, tokenizer = tiny_lava()
+    model = random_model(recipe.method, recipe.config, recipe.test, tokenizer)
+    sweeps = Sweeps({"m": model}, everything, model.test)
+    sweeps._made = [{"joint": table}]
+    part = sweeps.tables("m", rows.select([58, 12, 30]))["joint"]
+    numbers, means = part.by_row()
+    assert numbers.tolist() == [0, 1, 2] and np.round(means[:, 0]).tolist() == [58, 12, 30]
+    assert [part.row(place).path for place in range(len(part))][::2] == ["12.mp4", "30.mp4", "58.mp4"]
+
+
+def test_splits(rows: Rows, tmp_path: Path) -> None:
+    train, test = train_and_test(rows, None, learns=True)
+    assert train is not None and (len(train), len(test)) == (200, 80)
+    with pytest.raises(UsageError, match="test them on another"):
+        train_and_test(rows, "train", learns=True)
+    assert len(train_and_test(rows, "train", learns=False)[1]) == 200
+    with pytest.raises(UsageError, match="no split 'holdout'; it has train, test"):
+        train_and_test(rows, "holdout", learns=False)
+    lists = Rows.build([{"path": "a", "split": "val"}, {"path": "b", "split": "test"}], tmp_path, "m")
+    nothing, val = train_and_test(lists, "val", learns=False)  # lists of a public data set without its training part
+    assert nothing is None and [row["path"] for row in val] == ["a"]
+    with pytest.raises(UsageError, match="which probes learn on"):
+        train_and_test(lists, "val", learns=True)
+    with pytest.raises(UsageError, match="no column 'split'"):
+        choose_split(Rows.build([{"path": "a"}], tmp_path, "m"), "val")
+    assert [(len(a), len(b)) for a, b in folds(rows, "kind")] == [(210, 70)] * 4
+    with pytest.raises(UsageError, match="has 1 folds"):
+        folds(rows.split("train"), "split")
 
 
 def test_a_table_shows_everybody_and_survives_json() -> None:

@@ -1,7 +1,7 @@
 """What a linear map sees: statistics of pixels and spectrograms in the place of a model, through the same protocols."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional
+from tqdm import tqdm
 
 from triptych.batch import Clip
 from triptych.data.loader import Loader
 from triptych.embedding import EmbeddingTable, join
+from triptych.evaluation.evaluator import places_among
 from triptych.media.collection import Rows
 from triptych.recipe import AudioTransform, Grid, StreamSpec, VideoTransform, Viewing
 
@@ -40,84 +42,101 @@ VIEWING = Viewing(
 class PixelsAndSpectrogram:
     """A sweeper without learning, but for a ridge regression from its statistics to the words of training captions."""
 
-    train: Rows
+    rows: Rows
+    """All rows that will be asked for; each is decoded once."""
+    train: Rows | None
+    """Those of them whose captions the regression learns from; without any there is no space of words."""
     workers: int | None = None
     name: str = "pixels and spectrogram"
-    _made: dict[str, dict[str, EmbeddingTable]] = field(default_factory=dict)
-    _maps: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = field(default_factory=dict)
-    _words: list[str] = field(default_factory=list)
+    _described: dict[str, EmbeddingTable] = field(default_factory=dict)
 
     def tables(self, rows: Rows) -> Mapping[str, EmbeddingTable]:
         """Return ``features:video``, ``features:audio``, and the space of predicted words, where there are captions."""
-        key = rows.fingerprint
-        if key not in self._made:
-            self._made[key] = self._describe(rows)
-            if "caption" in rows.columns and any(text.strip() for text in rows.column("caption")):
-                self._made[key]["words"] = self._predict(rows, self._made[key])
-        return self._made[key]
+        found = self._cut(rows)
+        if self.train is not None and "caption" in rows.columns:
+            words = WordMap.learn(self.train.column("caption"), self._cut(self.train))
+            table = None if words is None else words.predict(rows, found)
+            if table is not None:
+                found["words"] = table
+        return found
 
-    def _describe(self, rows: Rows) -> dict[str, EmbeddingTable]:
-        pieces: dict[str, list[dict[str, Any]]] = {}
-        with Loader(rows, VIEWING, workers=self.workers) as loader:
-            for batch in loader.sweep(batch_rows=16):
-                for stream, clip in batch.views[0].items():
-                    clip = Clip(clip.data[:, 0], clip.length[:, 0], clip.span[:, 0])
-                    there = clip.present
-                    if there.any():
-                        found = describe_pixels(clip) if stream == "video" else describe_sound(clip)
-                        piece = {
-                            "stream": stream,
-                            "vectors": found[there].numpy(),
-                            "numbers": batch.rows[there].numpy(),
-                            "spans": clip.span[there].numpy(),
-                            "crops": np.zeros(int(there.sum()), dtype=np.int64),
-                        }
-                        pieces.setdefault(f"features:{stream}", []).append(piece)
-        paths = [row["path"] for row in rows]
-        return {space: join(space, parts, paths) for space, parts in pieces.items()}
+    def _cut(self, rows: Rows) -> dict[str, EmbeddingTable]:
+        if not self._described:  # shared by the copies of other folds
+            self._described.update(describe(self.rows, self.workers))
+        chosen = places_among(rows, self.rows)
+        return {space: table.of_rows(chosen) for space, table in self._described.items()}
 
-    def _predict(self, rows: Rows, described: dict[str, EmbeddingTable]) -> EmbeddingTable:
-        """Return bags of words: of the captions themselves, and predicted from each stream."""
-        if not self._words:
-            self._learn()
-        captions = [" ".join(text.lower().split()) for text in rows.column("caption")]
-        bags = self._bags(captions)
-        told = np.array([number for number, text in enumerate(captions) if text])
-        pieces = [_piece("text", bags[told], told)]
+
+def describe(rows: Rows, workers: int | None = None) -> dict[str, EmbeddingTable]:
+    """Return the statistics of all rows: ``features:video`` and ``features:audio``."""
+    pieces: dict[str, list[dict[str, Any]]] = {}
+    with (
+        Loader(rows, VIEWING, workers=workers) as loader,
+        tqdm(total=len(rows), desc="pixels and spectrogram", unit="file", delay=2, disable=None) as bar,
+    ):
+        for batch in loader.sweep(batch_rows=16):
+            for stream, clip in batch.views[0].items():
+                clip = Clip(clip.data[:, 0], clip.length[:, 0], clip.span[:, 0])
+                there = clip.present
+                if there.any():
+                    found = describe_pixels(clip) if stream == "video" else describe_sound(clip)
+                    piece = _piece(stream, found[there].numpy(), batch.rows[there].numpy())
+                    pieces.setdefault(f"features:{stream}", []).append(piece)
+            bar.update(len(batch))
+    paths = [row["path"] for row in rows]
+    return {space: join(space, parts, paths) for space, parts in pieces.items()}
+
+
+@dataclass(frozen=True)
+class WordMap:
+    """A linear map from the statistics of each stream to the words of captions."""
+
+    words: dict[str, int]
+    rarity: Float[np.ndarray, " words"]
+    maps: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]
+    """By stream: weights, and mean and deviation of the statistics."""
+
+    @classmethod
+    def learn(cls, captions: Sequence[str], described: Mapping[str, EmbeddingTable]) -> "WordMap | None":
+        """Return the map, or None where no caption has a word."""
+        folded = [text.lower().split() for text in captions]
+        counts = Counter(word for text in folded for word in set(text))
+        if not counts:
+            return None
+        words = {word: number for number, (word, _) in enumerate(counts.most_common(WORDS))}
+        told = sum(map(bool, folded))
+        made = cls(words, np.log(told / np.array([counts[word] for word in words])), {})
+        bags = made.bags(folded)
+        for space, table in described.items():
+            labelled = np.array([bool(folded[number]) for number in table.numbers])
+            x, y = np.asarray(table.vectors)[labelled], bags[table.numbers[labelled]]
+            if len(x):
+                mean, std = x.mean(axis=0), x.std(axis=0) + 1e-6
+                x = (x - mean) / std
+                gram = x.T @ x + PENALTY * len(x) * np.eye(x.shape[1])
+                made.maps[space.removeprefix("features:")] = (np.linalg.solve(gram, x.T @ y), mean, std)
+        return made
+
+    def bags(self, captions: Sequence[Sequence[str]]) -> Float[np.ndarray, "rows words"]:
+        """Return which words each caption has, rare ones counting more."""
+        found = np.zeros((len(captions), len(self.words)), dtype=np.float32)
+        for line, text in zip(found, captions, strict=True):
+            line[[self.words[word] for word in text if word in self.words]] = 1.0
+        return found * self.rarity
+
+    def predict(self, rows: Rows, described: Mapping[str, EmbeddingTable]) -> EmbeddingTable | None:
+        """Return bags of words: of the captions themselves, and predicted from each stream; None without captions."""
+        folded = [text.lower().split() for text in rows.column("caption")]
+        told = np.array([number for number, text in enumerate(folded) if text], dtype=np.int64)
+        if not len(told):
+            return None
+        pieces = [_piece("text", self.bags(folded)[told], told)]
         for space, table in described.items():
             stream = space.removeprefix("features:")
-            if stream in self._maps:
-                weights, mean, std = self._maps[stream]
+            if stream in self.maps:
+                weights, mean, std = self.maps[stream]
                 pieces.append(_piece(stream, ((table.vectors - mean) / std) @ weights, table.numbers))
         return join("words", pieces, [row["path"] for row in rows])
-
-    def _learn(self) -> None:
-        captions = [" ".join(text.lower().split()) for text in self.train.column("caption")]
-        counts = Counter(word for text in captions for word in set(text.split()))
-        self._words = [word for word, _ in counts.most_common(WORDS)]
-        bags = self._bags(captions)
-        key = self.train.fingerprint
-        if key not in self._made:
-            self._made[key] = self._describe(self.train)
-        for space, table in self._made[key].items():
-            if not space.startswith("features:"):
-                continue
-            told = np.array([bool(captions[number]) for number in table.numbers])
-            x, y = np.asarray(table.vectors)[told], bags[table.numbers[told]]
-            mean, std = x.mean(axis=0), x.std(axis=0) + 1e-6
-            x = (x - mean) / std
-            gram = x.T @ x + PENALTY * len(x) * np.eye(x.shape[1])
-            self._maps[space.removeprefix("features:")] = (np.linalg.solve(gram, x.T @ y), mean, std)
-
-    def _bags(self, captions: list[str]) -> Float[np.ndarray, "rows words"]:
-        place = {word: number for number, word in enumerate(self._words)}
-        bags = np.zeros((len(captions), len(place)), dtype=np.float32)
-        for number, text in enumerate(captions):
-            for word in text.split():
-                if word in place:
-                    bags[number, place[word]] = 1.0
-        rarity = np.log(len(captions) / np.maximum((bags > 0).sum(axis=0), 1))
-        return bags * rarity
 
 
 def describe_pixels(clip: Clip) -> Float[Tensor, "batch dim"]:

@@ -1,13 +1,16 @@
 """What an evaluator is, and the sweeps that evaluators share."""
 
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Int
 
 from triptych.embedding import EmbeddingTable, Looks, sweep_all
-from triptych.errors import TriptychError, UsageError
+from triptych.errors import UsageError
 from triptych.media.collection import Rows
 from triptych.recipe import Grid, Viewing
 
@@ -42,37 +45,54 @@ class Sweeper(Protocol):
 
 
 class Sweeps:
-    """Models that look alike at recordings, which are decoded once for all of them; each sweep is made once."""
+    """Models that look alike at recordings, each of which is decoded once for all models and folds."""
 
     def __init__(
         self,
         models: Mapping[str, Looks],
+        rows: Rows,
         viewing: Viewing,
         workers: int | None = None,
         progress: bool = True,
     ) -> None:
-        """Hold the models by name; ``viewing`` is how they look at a recording."""
+        """Hold the models by name.
+
+        Args:
+            models: Methods with one way to look at a recording.
+            rows: All rows that will be asked for; selections of them are cut from one sweep.
+            viewing: How the models look at a recording.
+            workers: Decoding processes.
+            progress: Whether to show a bar.
+        """
         self.models = dict(models)
+        self.rows = rows
         self.viewing = viewing
         self.workers = workers
         self.progress = progress
         self.problems: list[tuple[str, str]] = []
         """Path and reason of what could not be read."""
-        self._made: dict[str, list[dict[str, EmbeddingTable]]] = {}
+        self._made: list[dict[str, EmbeddingTable]] = []
 
     def of(self, name: str) -> "Swept":
         """Return one of the models as a sweeper."""
         return Swept(name, self)
 
     def tables(self, name: str, rows: Rows) -> Mapping[str, EmbeddingTable]:
-        """Return joint spaces and features of the rows, by one model."""
-        key = rows.fingerprint
-        if key not in self._made:
+        """Return joint spaces and features of some of the rows, by one model."""
+        if not self._made:
             models = list(self.models.values())
             kinds = ("embed", "features") if models[0].method.spaces else ("features",)
             options = (self.viewing, kinds, 16, self.workers, self.progress, self.problems)
-            self._made[key] = sweep_all(models, rows, *options)
-        return self._made[key][list(self.models).index(name)]
+            self._made = sweep_all(models, self.rows, *options)
+        chosen = places_among(rows, self.rows)
+        found = self._made[list(self.models).index(name)]
+        return {space: table.of_rows(chosen) for space, table in found.items()}
+
+
+def places_among(rows: Rows, everything: Rows) -> Int[np.ndarray, " rows"]:
+    """Return where rows stand among others that were selected from the same manifest and hold all of them."""
+    known = {place: number for number, place in enumerate(everything.places.tolist())}
+    return np.array([known[place] for place in rows.places.tolist()], dtype=np.int64)
 
 
 @dataclass(frozen=True)
@@ -130,19 +150,38 @@ def gather_streams(tables: Mapping[str, EmbeddingTable], streams: Sequence[str] 
     return {stream: found[stream] for stream in streams}
 
 
-def read_labels(rows: Rows, column: str) -> list[str]:
-    """Return the labels of a column, empty where a row has none.
+def read_labels(rows: Rows, column: str) -> list[tuple[str, ...] | None]:
+    """Return the labels of each row, None where its cell is empty.
+
+    A cell holds one label, or several: a JSON list (which may be empty), or labels between ``;`` or ``|``.
 
     Raises:
-        UsageError: If there is no such column; it names those there are.
-        TriptychError: If all rows have the same label, or none.
+        UsageError: If there is no such column, or a cell begins like a JSON list and is none.
     """
-    values = [value.strip() for value in rows.column(column)]
-    different = {value for value in values if value}
-    if len(different) < 2:
-        what = f"only the label '{next(iter(different))}'" if different else "no labels"
-        raise TriptychError(f"The column '{column}' of {rows.source} has {what}; a probe needs two classes or more.")
-    return values
+    return [_labels(value.strip(), column) for value in rows.column(column)]
+
+
+def _labels(cell: str, column: str) -> tuple[str, ...] | None:
+    if not cell:
+        return None
+    if cell.startswith("["):
+        try:
+            return tuple(dict.fromkeys(str(label) for label in json.loads(cell)))
+        except ValueError as error:
+            raise UsageError(f"'{cell}' in the column '{column}' is no JSON list: {error}.") from None
+    parts = (part.strip() for part in cell.replace("|", ";").split(";"))
+    return tuple(dict.fromkeys(part for part in parts if part))
+
+
+def mean_score(scores: Sequence[Score]) -> Score:
+    """Return the mean over folds; its interval treats the folds' intervals as independent."""
+    if len(scores) == 1:
+        return scores[0]
+    value = sum(score.value for score in scores) / len(scores)
+    half = math.sqrt(sum(((score.high - score.low) / 2) ** 2 for score in scores)) / len(scores)
+    total = sum(score.n for score in scores)
+    by_fold = "folds " + ", ".join(f"{score.value:.1f}" for score in scores)
+    return Score(value, value - half, value + half, total, scores[0].chance, by_fold)
 
 
 def as_json(score: Score) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Metrics as pure functions, each with its convention as an argument; float64."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import NormalDist
 from typing import Literal
 
@@ -78,15 +77,28 @@ def mean_rank(ranks: Float[np.ndarray, " entries"]) -> float:
     return float(np.mean(ranks)) + 1
 
 
-def chance_recall(correct: Bool[np.ndarray, "queries gallery"], k: int) -> float:
-    """Return the expected recall at ``k`` of a random order, in percent."""
-    size = correct.shape[1]
-    right = correct.sum(axis=1)
-    # Of items outside, none may be missing: 1 - C(size - right, k) / C(size, k), as a product.
-    missed = np.ones(len(right))
-    for place in range(min(k, size)):
-        missed *= np.clip(size - right - place, 0, None) / (size - place)
-    return 100 * float((1 - missed).mean())
+def chance_recall(right: Int[np.ndarray, " queries"], size: int, k: int) -> float:
+    """Return the expected recall at ``k`` of a random order, in percent.
+
+    Args:
+        right: Items of the gallery that answer each query.
+        size: Items of the gallery.
+        k: Items looked at.
+    """
+    different, share = np.unique(right, return_counts=True)
+    # Of the items looked at, none may be right: C(size - right, k) / C(size, k), as a product.
+    place = np.arange(min(k, size))
+    missed = np.prod(np.clip(size - different[:, None] - place, 0, None) / (size - place), axis=1)
+    return 100 * float(np.average(1 - missed, weights=share))
+
+
+def chance_median(right: Int[np.ndarray, " queries"], size: int) -> float:
+    """Return the median rank (from 1) of a random order: the first ``k`` whose expected recall is 50 %."""
+    low, high = 1, size
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if chance_recall(right, size, middle) >= 50 else (middle + 1, high)
+    return float(low)
 
 
 def accuracy(
@@ -100,20 +112,39 @@ def accuracy(
 
 def average_precision(labels: Bool[np.ndarray, " rows"], scores: Float[np.ndarray, " rows"]) -> float:
     """Return sum over distinct thresholds of (R_n - R_(n-1)) P_n, without interpolation (scikit-learn's)."""
-    order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(labels[order])
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    recall = hits[ends] / max(hits[-1], 1)
-    precision = hits[ends] / (ends + 1)
-    return float(np.sum(np.diff(recall, prepend=0.0) * precision))
+    return _average_precision(*_by_threshold(labels, _thresholds(scores)))
 
 
 def roc_auc(labels: Bool[np.ndarray, " rows"], scores: Float[np.ndarray, " rows"]) -> float:
     """Return P(positive > negative) + P(equal) / 2."""
-    positive, negative = np.sort(scores[labels]), np.sort(scores[~labels])
-    below = np.searchsorted(negative, positive, side="left")
-    up_to = np.searchsorted(negative, positive, side="right")
-    return float((below + up_to).sum() / (2 * len(positive) * len(negative)))
+    return _roc_auc(*_by_threshold(labels, _thresholds(scores)))
+
+
+def _thresholds(scores: Float[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
+    """Return the place of each score among the distinct ones, from the highest on."""
+    return np.unique(-scores, return_inverse=True)[1]
+
+
+def _by_threshold(
+    labels: Bool[np.ndarray, " rows"],
+    places: Int[np.ndarray, " rows"],
+    weight: Int[np.ndarray, " rows"] | None = None,
+) -> tuple[Float[np.ndarray, " thresholds"], Float[np.ndarray, " thresholds"]]:
+    """Return how many positives and how many negatives stand at each threshold."""
+    total = np.ones(len(labels)) if weight is None else weight
+    positive = np.bincount(places, weights=total * labels)
+    return positive, np.bincount(places, weights=total) - positive
+
+
+def _average_precision(positive: Float[np.ndarray, " thresholds"], negative: Float[np.ndarray, " thresholds"]) -> float:
+    above = np.cumsum(positive)
+    precision = above / np.maximum(above + np.cumsum(negative), 1)
+    return float(np.sum(positive * precision) / max(above[-1], 1))
+
+
+def _roc_auc(positive: Float[np.ndarray, " thresholds"], negative: Float[np.ndarray, " thresholds"]) -> float:
+    below = negative.sum() - np.cumsum(negative)
+    return float(np.sum(positive * (below + negative / 2)) / (positive.sum() * negative.sum()))
 
 
 def d_prime(auc: float) -> float:
@@ -126,28 +157,61 @@ class MultiLabel:
     """Scores of a multi-label task."""
 
     mean_ap: float
+    """Over the classes that have a positive, in [0, 1]."""
     mean_auc: float
+    """Over the classes that have a positive and a negative; NaN where there is none."""
     d_prime: float
+    """Of the mean AUC (AudioSet's)."""
     excluded: tuple[int, ...]
-    """Classes without a positive (or without a negative), which are left out."""
+    """Classes without a positive."""
+
+
+class MultiLabelScorer:
+    """Scores of a multi-label task, whole or on rows drawn with repeats: the scores are sorted once."""
+
+    def __init__(self, labels: Bool[np.ndarray, "rows classes"], scores: Float[np.ndarray, "rows classes"]) -> None:
+        """Sort the scores.
+
+        Raises:
+            TriptychError: If a score is not a number.
+        """
+        if np.isnan(scores).any():
+            raise TriptychError("Some class scores are not numbers.")
+        self._labels = labels.T
+        self._places = [_thresholds(column) for column in scores.T]
+
+    def __call__(self, weight: Int[np.ndarray, " rows"] | None = None) -> MultiLabel:
+        """Return the unweighted means over classes.
+
+        Args:
+            weight: How often each row counts; once where None.
+
+        Raises:
+            TriptychError: If no class has a positive.
+        """
+        precisions, areas, excluded = [], [], []
+        for number, (labels, places) in enumerate(zip(self._labels, self._places, strict=True)):
+            positive, negative = _by_threshold(labels, places, weight)
+            if not positive.any():
+                excluded.append(number)
+                continue
+            precisions.append(_average_precision(positive, negative))
+            if negative.any():
+                areas.append(_roc_auc(positive, negative))
+        if not precisions:
+            raise TriptychError("No class has a row with it.")
+        area = float(np.mean(areas)) if areas else math.nan
+        inside = min(max(area, 1e-9), 1 - 1e-9)
+        return MultiLabel(float(np.mean(precisions)), area, d_prime(inside) if areas else math.nan, tuple(excluded))
 
 
 def multi_label(labels: Bool[np.ndarray, "rows classes"], scores: Float[np.ndarray, "rows classes"]) -> MultiLabel:
-    """Return the unweighted means over classes that have positives and negatives.
+    """Return mAP, mean AUC and d' (retrieval-and-tasks-common, section 3).
 
     Raises:
-        TriptychError: If no class has both, or a score is not a number.
+        TriptychError: If no class has a positive, or a score is not a number.
     """
-    if np.isnan(scores).any():
-        raise TriptychError("Some class scores are not numbers.")
-    usable = labels.any(axis=0) & ~labels.all(axis=0)
-    if not usable.any():
-        raise TriptychError("No class has both rows with it and rows without it.")
-    chosen = np.flatnonzero(usable)
-    precision = float(np.mean([average_precision(labels[:, c], scores[:, c]) for c in chosen]))
-    area = float(np.mean([roc_auc(labels[:, c], scores[:, c]) for c in chosen]))
-    inside = min(max(area, 1e-9), 1 - 1e-9)
-    return MultiLabel(precision, area, d_prime(inside), tuple(np.flatnonzero(~usable).tolist()))
+    return MultiLabelScorer(labels, scores)()
 
 
 def bootstrap(
@@ -164,17 +228,20 @@ def bootstrap(
         draws: Samples.
         seed: Of the draws.
     """
-    _, inverse = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
-    count = int(inverse.max()) + 1
-    order = np.argsort(inverse, kind="stable")
-    bounds = np.searchsorted(inverse[order], np.arange(count + 1))
-    members = [order[a:b] for a, b in pairwise(bounds)]
+    _, group = np.unique(np.asarray(groups, dtype=str), return_inverse=True)
+    rows = np.arange(len(group))
+    weights = resample(int(group.max()) + 1, draws, seed)
+    return interval([statistic(rows.repeat(weight[group])) for weight in weights])
+
+
+def resample(count: int, draws: int, seed: int) -> Iterator[Int[np.ndarray, " count"]]:
+    """Yield how often each of ``count`` things is drawn when as many are drawn with repeats."""
     generator = np.random.default_rng(seed)
-    single = count == len(inverse)
-    values = []
     for _ in range(draws):
-        drawn = generator.integers(count, size=count)
-        places = order[drawn] if single else np.concatenate([members[group] for group in drawn])
-        values.append(statistic(places))
+        yield np.bincount(generator.integers(count, size=count), minlength=count)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 2.5th and the 97.5th percentile."""
     low, high = np.percentile(values, [2.5, 97.5])
     return float(low), float(high)

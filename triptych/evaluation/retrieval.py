@@ -1,105 +1,206 @@
 """Retrieval between the streams of a joint space."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import permutations
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from triptych.embedding import EmbeddingTable
 from triptych.errors import TriptychError, UsageError
 from triptych.evaluation import metrics
 from triptych.evaluation.evaluator import Score, Sweeper
 from triptych.media.collection import Rows
+from triptych.method import Metric
+
+BLOCK = 1024
+"""Queries compared at once with the whole gallery."""
 
 
 @dataclass(frozen=True)
 class Retrieval:
     """Recall at 1, 5 and 10 and the median rank, between every ordered pair of streams of every space.
 
-    A recording's vector is the mean of its windows'. Recordings with equal captions (or an equal value in ``group``)
-    are one item: each of them answers. A recording that lacks one of the two streams takes no part.
+    An *item* is a part of a file, or all rows with one value in the column ``group``. Its picture and its sound are
+    each one query and one answer, by the mean of their windows; each of its captions is one of its own
+    (retrieval-and-tasks-common, section 1). Captions and items answer each other if they belong together; without
+    ``group`` also if their captions are equal. An item that lacks one of the two streams takes no part.
     """
 
     query: str | None = None
     target: str | None = None
     group: str | None = None
-    ties: metrics.Ties = "average"
+    spaces: Mapping[str, Metric] = field(default_factory=dict)
+    """How vectors of a space are compared; cosine where it is not named."""
+    ties: Literal["average", "optimistic", "pessimistic"] = "average"
     seed: int = 0
     name: str = "retrieval"
 
-    def run(self, model: Sweeper, train: Rows, test: Rows) -> dict[str, Score]:
+    def run(self, model: Sweeper, train: Rows | None, test: Rows) -> dict[str, Score]:
         """Return scores named ``text to video R@1`` and so on (with the space before, if there are several)."""
         tables = {space: table for space, table in model.tables(test).items() if not space.startswith("features:")}
-        groups = group_rows(test, self.group)
+        items = Items.of(test, self.group)
         scores: dict[str, Score] = {}
         for space, table in tables.items():
             prefix = f"{space}: " if len(tables) > 1 else ""
             streams = sorted(set(table.streams.tolist()))
             for asked, answered in permutations(streams, 2):
                 if self.query in (None, asked) and self.target in (None, answered):
-                    found = self._measure(table, asked, answered, groups)
+                    found = self._measure(table, asked, answered, items)
                     scores |= {f"{prefix}{asked} to {answered} {name}": score for name, score in found.items()}
         if not scores:
-            spaces = {space: sorted(set(table.streams.tolist())) for space, table in tables.items()}
+            there = "; ".join(
+                f"{space} has {', '.join(sorted(set(x.streams.tolist())))}" for space, x in tables.items()
+            )
+            wanted = "".join(f" {word} {name}" for word, name in (("from", self.query), ("to", self.target)) if name)
             raise UsageError(
-                f"There is nothing to retrieve from {self.query} to {self.target}; the spaces are {spaces}."
+                f"There is nothing to retrieve{wanted}; of the joint spaces, {there or 'none has vectors'}."
             )
         return scores
 
-    def _measure(self, table: EmbeddingTable, asked: str, answered: str, groups: np.ndarray) -> dict[str, Score]:
-        similarity, correct, names = compare(table, asked, answered, groups)
-        ranks = metrics.retrieval_ranks(similarity, correct, self.ties)
+    def _measure(self, table: EmbeddingTable, asked: str, answered: str, items: "Items") -> dict[str, Score]:
+        compared = compare(table, asked, answered, items, self.spaces.get(table.space, "cosine"))
+        ranks = np.concatenate([metrics.retrieval_ranks(*block, self.ties) for block in compared.blocks()])
+        right, size = compared.right, len(compared.gallery)
+
+        def score(statistic: Callable[[np.ndarray], float], chance: float) -> Score:
+            low, high = metrics.bootstrap(lambda drawn: statistic(ranks[drawn]), compared.samples, seed=self.seed)
+            return Score(statistic(ranks), low, high, len(ranks), chance)
+
         scores = {}
         for k in (1, 5, 10):
-            low, high = metrics.bootstrap(partial(_share, 100.0 * metrics.hits_at(ranks, k)), names, seed=self.seed)
-            value = metrics.recall_at(ranks, k)
-            scores[f"R@{k}"] = Score(value, low, high, len(names), metrics.chance_recall(correct, k))
-        low, high = metrics.bootstrap(lambda chosen: metrics.median_rank(ranks[chosen]), names, seed=self.seed)
-        middle = (correct.shape[1] + 1) / 2
-        scores["MedR"] = Score(metrics.median_rank(ranks), low, high, len(names), middle)
+            recall = partial(metrics.recall_at, k=k)
+            scores[f"R@{k}"] = score(recall, metrics.chance_recall(right, size, k))
+        scores["MedR"] = score(metrics.median_rank, metrics.chance_median(right, size))
         return scores
 
 
-def _share(hits: np.ndarray, chosen: np.ndarray) -> float:
-    return float(hits[chosen].mean())
+@dataclass(frozen=True)
+class Items:
+    """What belongs together among the rows of a data set."""
+
+    item: Int[np.ndarray, " rows"]
+    """Item of each row."""
+    caption: list[str]
+    """Caption of each row, without case and extra blanks; empty where equal captions do not count."""
+
+    @classmethod
+    def of(cls, rows: Rows, group: str | None) -> "Items":
+        """Return the items of rows: by a column, or by the part of a file that a row is of."""
+        groups = rows.column(group) if group else [""] * len(rows)
+        captions = rows.column("caption") if "caption" in rows.columns else [""] * len(rows)
+        known: dict[tuple[str, ...], int] = {}
+        item = []
+        for row, value in zip(rows, groups, strict=True):
+            key = (value,) if value else (row["path"], row["start"], row["end"], row["audio"])
+            item.append(known.setdefault(key, len(known)))
+        folded = [" ".join(text.lower().split()) if group is None else "" for text in captions]
+        return cls(np.array(item, dtype=np.int64), folded)
 
 
-def compare(
-    table: EmbeddingTable, asked: str, answered: str, groups: np.ndarray
-) -> tuple[Float[np.ndarray, "queries gallery"], Bool[np.ndarray, "queries gallery"], np.ndarray]:
-    """Return similarities, which items are right, and the group of each query, of rows that have both streams.
+@dataclass(frozen=True)
+class Side:
+    """Queries or answers: vectors (unit ones for cosine), and of which item and with which captions each is."""
+
+    vectors: Float[np.ndarray, "entries dim"]
+    items: Int[np.ndarray, " entries"]
+    captions: list[set[str]]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Queries before a gallery."""
+
+    queries: Side
+    gallery: Side
+    answers: list[np.ndarray]
+    """Entries of the gallery that answer each query."""
+    samples: np.ndarray
+    """What the intervals draw: queries of one item, and equal captions, come together."""
+
+    @property
+    def right(self) -> Int[np.ndarray, " queries"]:
+        """Number of answers of each query."""
+        return np.array([len(found) for found in self.answers])
+
+    def blocks(
+        self,
+    ) -> Iterator[tuple[Float[np.ndarray, "queries gallery"], Bool[np.ndarray, "queries gallery"]]]:
+        """Yield similarities of some queries with the whole gallery, and which answer them.
+
+        Equal vectors of the gallery are compared once, so that their similarities are exactly equal (a matrix product
+        may round equal columns differently).
+        """
+        different, place = np.unique(self.gallery.vectors, axis=0, return_inverse=True)
+        for first in range(0, len(self.queries), BLOCK):
+            similarity = (self.queries.vectors[first : first + BLOCK] @ different.T)[:, place]
+            correct = np.zeros(similarity.shape, dtype=bool)
+            for line, found in zip(correct, self.answers[first : first + BLOCK], strict=True):
+                line[found] = True
+            yield similarity, correct
+
+
+def compare(table: EmbeddingTable, asked: str, answered: str, items: Items, metric: Metric = "cosine") -> Comparison:
+    """Return what one stream asks and another answers, of the items that have both.
+
+    Args:
+        table: Vectors of a space.
+        asked: Stream of the queries.
+        answered: Stream of the gallery.
+        items: What belongs together.
+        metric: How vectors are compared.
 
     Raises:
-        TriptychError: If no row has both.
+        TriptychError: If no item has both.
     """
-    query_rows, queries = table.select(asked).by_row()
-    gallery_rows, gallery = table.select(answered).by_row()
-    common = np.intersect1d(query_rows, gallery_rows)
+    parts = [table.select(stream) for stream in (asked, answered)]
+    common = np.intersect1d(*(items.item[part.numbers] for part in parts))
     if not len(common):
         raise TriptychError(f"No recording has both {asked} and {answered}.")
-    left = _unit(queries[np.searchsorted(query_rows, common)])
-    right = _unit(gallery[np.searchsorted(gallery_rows, common)])
-    names = groups[common]
-    # Equal vectors must be exactly equal in similarity: one product in float64, nothing rounded.
-    return left @ right.T, names[:, None] == names[None, :], names
+    queries, gallery = (
+        _side(part.take(np.isin(items.item[part.numbers], common)), stream, items, metric)
+        for part, stream in zip(parts, (asked, answered), strict=True)
+    )
+    by_item, by_caption = defaultdict(list), defaultdict(list)
+    for place, (item, captions) in enumerate(zip(gallery.items.tolist(), gallery.captions, strict=True)):
+        by_item[item].append(place)
+        for caption in captions:
+            by_caption[caption].append(place)
+    answers = []
+    for item, captions in zip(queries.items.tolist(), queries.captions, strict=True):
+        answers.append(np.unique([*by_item[item], *(place for caption in captions for place in by_caption[caption])]))
+    return Comparison(queries, gallery, answers, _samples(queries, items))
 
 
-def group_rows(rows: Rows, column: str | None) -> np.ndarray:
-    """Return the group of each row: its value in ``column``, or its caption; a row without either is its own."""
-    if column is None and "caption" not in rows.columns:
-        return np.array([f"#{number}" for number in range(len(rows))])
-    values = rows.column(column or "caption")
-    return np.array([" ".join(value.lower().split()) or f"#{number}" for number, value in enumerate(values)])
+def _side(part: EmbeddingTable, stream: str, items: Items, metric: Metric) -> Side:
+    told: dict[int, set[str]] = defaultdict(set)
+    for item, caption in zip(items.item.tolist(), items.caption, strict=True):
+        if caption:
+            told[item].add(caption)
+    if stream == "text":
+        of = items.item[part.numbers]
+        own = [{items.caption[number]} - {""} for number in part.numbers.tolist()]
+        return Side(_scaled(np.asarray(part.vectors, dtype=np.float64), metric), of, own)
+    of, places = np.unique(items.item[part.numbers], return_inverse=True)
+    sums = np.zeros((len(of), part.vectors.shape[1]))
+    np.add.at(sums, places, part.vectors)
+    return Side(_scaled(sums / np.bincount(places)[:, None], metric), of, [told[item] for item in of.tolist()])
 
 
-def _unit(x: Float[np.ndarray, "rows dim"]) -> Float[np.ndarray, "rows dim"]:
-    wide = x.astype(np.float64)
-    return wide / np.maximum(np.linalg.norm(wide, axis=1, keepdims=True), 1e-12)
+def _samples(queries: Side, items: Items) -> np.ndarray:
+    rows = Counter(items.item.tolist())
+    names = []
+    for item, captions in zip(queries.items.tolist(), queries.captions, strict=True):
+        names.append(min(captions) if captions and rows[item] == 1 else f"#{item}")
+    return np.array(names)
 
 
-def flatten(scores: Mapping[str, Mapping[str, Score]]) -> dict[str, Score]:
-    """Return scores of several tasks under one name each."""
-    return {f"{task} {name}": score for task, found in scores.items() for name, score in found.items()}
+def _scaled(x: Float[np.ndarray, "rows dim"], metric: Metric) -> Float[np.ndarray, "rows dim"]:
+    return x if metric == "dot" else x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)

@@ -3,7 +3,8 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from datetime import timedelta
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,35 +14,25 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
-from triptych.data.loader import Loader
-from triptych.embedding import Looks, embed_batch
+from triptych.embedding import EmbeddingTable, Looks, sweep_parts
 from triptych.errors import TriptychError, UsageError
 from triptych.files import replacing
 from triptych.media.collection import Rows
+from triptych.recipe import Grid, TextTransform, Viewing
+from triptych.search.hits import Hit, merge
 
 FORMAT = 1
 """Version of an index's folder."""
 FLAT = 20_000
 """Vectors of a space up to which every one is compared; beyond, IVF_FLAT cells are searched."""
-BATCH_FILES = 256
-"""Recordings written in one transaction: few large writes keep the table fast."""
+BATCH_ROWS = 256
+"""Rows written in one transaction: few large writes keep the table fast."""
+SEGMENT = 32
+"""Windows of a long recording that are decoded together."""
 SAMPLE = 2_000
 """Vectors of each stream kept to tell what similarity is common."""
-
-
-@dataclass(frozen=True)
-class Hit:
-    """An answer: where to look."""
-
-    path: str
-    """Relative to the source."""
-    start: float
-    end: float
-    score: float
-    """Standard deviations above this query's usual similarity with the stream's windows: comparable over streams."""
-    similarity: float
-    stream: str
-    space: str
+KEPT = timedelta(minutes=10)
+"""Age from which superseded versions of the tables are removed: searches that run meanwhile still find theirs."""
 
 
 class Index:
@@ -81,157 +72,188 @@ class Index:
         """Make an empty index; ``facts`` tell model, source and spaces.
 
         Raises:
-            TriptychError: If the folder holds something else.
+            UsageError: If the folder holds something else.
         """
         folder = Path(folder)
         if folder.exists() and any(folder.iterdir()):
-            raise TriptychError(f"{folder} holds something that is no index; choose an empty place.")
+            raise UsageError(f"{folder} holds something that is no index; choose an empty place.")
         lancedb = _lancedb()
-        folder.mkdir(parents=True, exist_ok=True)
-        meta = {"format": FORMAT, **facts, "files": 0}
-        index = cls(folder, meta, lancedb.connect(str(folder / "vectors")))
-        index._write_meta()
+        index = cls(folder, {"format": FORMAT, **facts, "files": 0, "cells": {}, "whole": True}, None)
+        index.remember()
+        index._database = lancedb.connect(str(folder / "vectors"))
         return index
 
-    def _write_meta(self) -> None:
+    def remember(self, **facts: Any) -> None:
+        """Write ``index.json`` anew, with these facts changed."""
+        self.meta |= facts
         with replacing(self.folder / "index.json") as place:
             place.write_text(json.dumps(self.meta, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
     @property
     def spaces(self) -> list[str]:
         """Names of the joint spaces that hold vectors."""
-        return [name.removeprefix("space_") for name in _names(self._database) if name.startswith("space_")]
+        return [name.removeprefix("space_") for name in self._names() if name.startswith("space_")]
 
     def count(self, space: str) -> int:
         """Return the number of vectors of a space."""
         return int(self._table(space).count_rows())
 
-    def files(self) -> dict[str, dict[str, Any]]:
-        """Return what is known of every file: its stamp and the seconds indexed."""
-        if "files" not in _names(self._database):
+    def files(self) -> dict[str, str]:
+        """Return the stamp of every file that was taken in: what tells whether it has changed."""
+        if "files" not in self._names():
             return {}
-        rows = self._database.open_table("files").to_arrow().to_pylist()
-        return {row["path"]: row for row in rows}
+        found = self._database.open_table("files").to_arrow()
+        return dict(zip(found["path"].to_pylist(), found["stamp"].to_pylist(), strict=True))
+
+    def info(self) -> dict[str, Any]:
+        """Return what the index is: model, source, spaces with their vectors, files, bytes on disk."""
+        size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        return {**self.meta, "vectors": {space: self.count(space) for space in self.spaces}, "bytes": size}
 
     # ------------------------------------------------------------------------------------------------ filling
 
-    def update(self, model: Looks, rows: Rows, workers: int | None = None, progress: bool = True) -> dict[str, int]:
+    def update(
+        self,
+        model: Looks,
+        rows: Rows,
+        workers: int | None = None,
+        progress: bool = True,
+        problems: list[tuple[str, str]] | None = None,
+    ) -> dict[str, int]:
         """Take in what is new or changed and drop what is gone.
 
         An interruption loses at most the recordings of the current batch; run it again.
 
         Args:
-            model: The model that the index was made with.
-            rows: The source's recordings as they are now.
+            model: The model that the index was made with; it looks through a grid of windows.
+            rows: The source's recordings as they are now; several rows may be parts of one file.
             workers: Decoding processes.
             progress: Whether to show a bar.
+            problems: Takes path and reason of the files that could not be read.
 
         Returns:
             Numbers of files ``added``, ``changed``, ``removed``, ``unchanged`` and ``unreadable``.
         """
-        known = self.files()
-        now = {row["path"]: (number, _stamp(row.path)) for number, row in enumerate(rows)}
+        known, now = self.files(), _files(rows)
         gone = [path for path in known if path not in now]
-        changed = [path for path, (_, stamp) in now.items() if path in known and known[path]["stamp"] != stamp]
+        changed = [path for path, (_, stamp) in now.items() if path in known and known[path] != stamp]
         new = [path for path in now if path not in known]
-        self._drop([*gone, *changed])
-        todo = [now[path][0] for path in [*new, *changed]]
+        todo = [*new, *changed]
+        whole = self.meta["whole"]
         unreadable: list[tuple[str, str]] = []
-        device = next(model.method.parameters()).device
-        with (
-            Loader(rows, model.test, tokenizer=model.tokenizer, workers=workers, device=device) as loader,
-            tqdm(total=len(todo), desc="index", unit="file", delay=2, disable=None if progress else True) as bar,
-        ):
-            for first in range(0, len(todo), BATCH_FILES):
-                part = todo[first : first + BATCH_FILES]
-                before = len(loader.problems)
-                crops = getattr(model.test.windows, "crops", 1)
-                batches = loader.sweep(part, batch_rows=16)
-                pieces = (piece for batch in batches for piece in embed_batch(model.method, batch, ("embed",), crops))
-                self._add(pieces, rows)
-                unreadable += loader.problems[before:]
-                bad = {path for path, _ in loader.problems[before:]}
-                self._register(
-                    {"path": rows.row(number)["path"], "stamp": _stamp(rows.row(number).path), "readable": ok}
-                    for number in part
-                    for ok in [str(rows.row(number).path) not in bad]
-                )
-                bar.update(len(part))
-        self.meta["files"] = len(now)
-        if todo or gone:
+        if todo or gone or not whole:
+            self.remember(whole=False)
+            # After an interruption there may be vectors of files that are not in the list yet.
+            self._drop([*gone, *(changed if whole else todo)])
+            unreadable = self._take_in(model, rows, {path: now[path] for path in todo}, workers, progress)
             self.finish()
-        self._write_meta()
+            self.remember(whole=True, files=len(now))
+        if problems is not None:
+            problems += unreadable
         return {
             "added": len(new),
             "changed": len(changed),
             "removed": len(gone),
-            "unchanged": len(now) - len(new) - len(changed),
+            "unchanged": len(now) - len(todo),
             "unreadable": len(unreadable),
         }
 
-    def _add(self, pieces: Any, rows: Rows) -> None:
-        by_space: dict[str, list[dict[str, Any]]] = {}
-        for piece in pieces:
-            if piece["stream"] != "text" and len(piece["numbers"]):
-                by_space.setdefault(piece["space"], []).append(piece)
-        for space, found in by_space.items():
-            columns: dict[str, Any] = {
-                "path": [rows.row(int(number))["path"] for piece in found for number in piece["numbers"]],
-                "start": np.concatenate([piece["spans"][:, 0] for piece in found]).astype(np.float64),
-                "end": np.concatenate([piece["spans"][:, 1] for piece in found]).astype(np.float64),
-                "stream": [piece["stream"] for piece in found for _ in piece["numbers"]],
-            }
-            self.append(space, np.concatenate([piece["vectors"] for piece in found]), columns)
+    def _take_in(
+        self,
+        model: Looks,
+        rows: Rows,
+        files: Mapping[str, tuple[list[int], str]],
+        workers: int | None,
+        progress: bool,
+    ) -> list[tuple[str, str]]:
+        """Embed files and write their vectors; return path and reason of those that cannot be read."""
+        if not files:
+            return []
+        parts, windows = _segments(rows, [number for numbers, _ in files.values() for number in numbers], model.test)
+        ends = {path: place for place, path in enumerate(row["path"] for row in parts)}
+        ranges = [range(first, min(first + BATCH_ROWS, len(parts))) for first in range(0, len(parts), BATCH_ROWS)]
+        seen = model.test.views[0]
+        view = {stream: spec for stream, spec in seen.items() if not isinstance(spec.transform, TextTransform)}
+        viewing = model.test.model_copy(update={"views": (view,)})
+        batch_rows = max(4 * SEGMENT // windows, 1)
+        swept = sweep_parts([model], parts, ranges, viewing, ("embed",), batch_rows, workers, progress, "index")
+        unreadable: dict[str, str] = {}
+        for numbers, part in zip(ranges, swept, strict=True):
+            for space, table in part.tables[0].items():
+                self.append(space, np.asarray(table.vectors), _columns(table))
+            unreadable |= dict(part.problems)
+            done = [path for path, end in ends.items() if numbers.start <= end < numbers.stop]
+            self._register({path: files[path][1] for path in done})
+        return list(unreadable.items())
 
     def append(self, space: str, vectors: Float[np.ndarray, "rows dim"], columns: Mapping[str, Any]) -> None:
         """Write vectors of a space with their ``path``, ``start``, ``end`` and ``stream``, in one transaction."""
+        if not len(vectors):
+            return
         import pyarrow
 
         flat = pyarrow.array(np.ascontiguousarray(vectors, dtype=np.float32).reshape(-1))
         listed = pyarrow.FixedSizeListArray.from_arrays(flat, vectors.shape[1])
-        table = pyarrow.table({"vector": listed, **columns})
-        name = f"space_{space}"
-        if name in _names(self._database):
-            self._database.open_table(name).add(table)
-        else:
-            self._database.create_table(name, table)
+        self._write(f"space_{space}", pyarrow.table({"vector": listed, **columns}))
 
-    def _register(self, files: Any) -> None:
-        import pyarrow
+    def _register(self, stamps: Mapping[str, str]) -> None:
+        if stamps:
+            import pyarrow
 
-        table = pyarrow.Table.from_pylist(list(files))
-        if "files" in _names(self._database):
-            self._database.open_table("files").add(table)
-        else:
-            self._database.create_table("files", table)
+            self._write("files", pyarrow.table({"path": list(stamps), "stamp": list(stamps.values())}))
+
+    def _write(self, name: str, rows: Any) -> None:
+        try:
+            if name in self._names():
+                self._database.open_table(name).add(rows)
+            else:
+                self._database.create_table(name, rows)
+        except (OSError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise TriptychError(
+                f"{self.folder} cannot be written: {reason}; what was indexed before is kept."
+            ) from error
 
     def _drop(self, paths: Sequence[str]) -> None:
         for first in range(0, len(paths), 500):
             listed = ", ".join(_quoted(path) for path in paths[first : first + 500])
-            for name in _names(self._database):
+            for name in self._names():
                 self._database.open_table(name).delete(f"path IN ({listed})")
 
     def finish(self) -> None:
-        """Build cells where there are many vectors, and keep a sample of each stream's vectors."""
-        sample: dict[str, dict[str, list[list[float]]]] = {}
+        """Compact the tables, build cells where there are many vectors, and sample each stream's vectors."""
+        arrays: dict[str, np.ndarray] = {}
+        generator = np.random.default_rng(0)
+        for name in self._names():
+            self._database.open_table(name).optimize(cleanup_older_than=KEPT)
         for space in self.spaces:
+            self._build_cells(space)
             table = self._table(space)
-            if table.count_rows() == 0:
-                continue
-            build_cells(table, self.meta["spaces"].get(space, "cosine"))
-            generator = np.random.default_rng(0)
-            picked = np.sort(generator.permutation(table.count_rows())[: 4 * SAMPLE])
-            found = table.take_offsets(picked.tolist()).select(["vector", "stream"]).to_arrow()
-            for stream in set(found["stream"].to_pylist()):
-                chosen = found.filter(_equals(found["stream"], stream))
-                sample.setdefault(space, {})[stream] = chosen["vector"].to_pylist()[:SAMPLE]
-        arrays = {
-            f"{space}/{stream}": np.array(vectors, dtype=np.float32)
-            for space, streams in sample.items()
-            for stream, vectors in streams.items()
-        }
+            streams = np.array(
+                table.search().select(["stream"]).limit(None).to_arrow()["stream"].to_pylist(), dtype=str
+            )
+            for stream in np.unique(streams):
+                places = generator.permutation(np.flatnonzero(streams == stream))[:SAMPLE]
+                found = table.take_offsets(np.sort(places).tolist()).select(["vector"]).to_arrow()["vector"]
+                arrays[f"{space}/{stream}"] = np.array(found.to_pylist(), dtype=np.float32)
         with replacing(self.folder / "sample.safetensors") as place:
             save_file(arrays, place)
+        self.__dict__.pop("_sample", None)
+
+    def _build_cells(self, space: str) -> None:
+        """Build IVF_FLAT over a large table, anew where it has doubled since; small ones are compared whole."""
+        from lancedb.index import Bitmap, IvfFlat
+
+        table = self._table(space)
+        rows, cells = table.count_rows(), self.meta["cells"]
+        if rows <= FLAT or (space in cells and rows < 2 * cells[space]["rows"]):
+            return  # ``optimize`` has put new vectors into the cells that there are
+        partitions = round(math.sqrt(rows))
+        kind: Literal["cosine", "dot"] = "cosine" if self._metric(space) == "cosine" else "dot"
+        config = IvfFlat(distance_type=kind, num_partitions=partitions, sample_rate=64)
+        table.create_index("vector", config=config, replace=True)
+        table.create_index("stream", config=Bitmap(), replace=True)
+        self.remember(cells=cells | {space: {"rows": rows, "partitions": partitions}})
 
     # ------------------------------------------------------------------------------------------------ searching
 
@@ -255,95 +277,148 @@ class Index:
         Raises:
             UsageError: If a pattern or a span makes no sense, or the index lacks the space or the stream.
         """
-        if between is not None and between[1] <= between[0]:
-            raise UsageError(f"--between {between[0]:g} {between[1]:g}: the end must come after the start.")
-        hits: list[Hit] = []
-        for space, vector in query.items():
-            if space not in self.spaces:
-                continue
-            there = sorted(self._background(space))
-            for stream in streams or there:
-                if stream not in there:
-                    raise UsageError(f"The index has no stream '{stream}'; it has {', '.join(there)}.")
-                hits += self._search_stream(space, stream, vector, k, path, between)
-        return merge(sorted(hits, key=lambda hit: -hit.score))[:k]
-
-    def _search_stream(
-        self,
-        space: str,
-        stream: str,
-        vector: Float[np.ndarray, " dim"],
-        k: int,
-        path: str | None,
-        between: tuple[float, float] | None,
-    ) -> list[Hit]:
-        conditions = [f"stream = {_quoted(stream)}"]
+        conditions = []
         if path is not None:
             conditions.append(f"regexp_match(path, {_quoted(glob_to_regex(path))})")
         if between is not None:
-            conditions.append(f"`end` > {float(between[0])!r} AND `start` < {float(between[1])!r}")
-        metric = self.meta["spaces"].get(space, "cosine")
-        table = self._table(space)
-        # Neighbouring windows are merged, so more are fetched than are wanted.
-        search = (
-            table.search(np.asarray(vector, dtype=np.float32))
-            .distance_type("cosine" if metric == "cosine" else "dot")
-            .where(" AND ".join(conditions), prefilter=True)
-            .select(["path", "start", "end", "_distance"])
-            .limit(5 * k)
-        )
-        probes = num_probes(table.count_rows())
-        found = search.nprobes(probes).to_arrow().to_pylist() if probes else search.to_arrow().to_pylist()
-        usual = self._background(space)[stream] @ vector
-        mean, deviation = float(usual.mean()), max(float(usual.std()), 1e-6)
-        hits = []
-        for row in found:
-            similarity = 1 - row["_distance"]
-            score = (similarity - mean) / deviation
-            hits.append(Hit(row["path"], row["start"], row["end"], score, similarity, stream, space))
-        return hits
+            start, end = between
+            if end <= start:
+                raise UsageError(f"--between {start:g} {end:g}: the end must come after the start.")
+            # The window of a picture has no length.
+            conditions.append(f"`start` < {end!r} AND (`end` > {start!r} OR (`end` = `start` AND `end` = {start!r}))")
+        there = {space: self._streams(space) for space in query if space in self.spaces}
+        unknown = sorted(set(streams or ()) - {stream for found in there.values() for stream in found})
+        if unknown:
+            names = ", ".join(sorted({stream for found in there.values() for stream in found})) or "none"
+            raise UsageError(f"The index has no stream '{unknown[0]}'; it has {names}.")
+        hits: list[Hit] = []
+        for space, found in there.items():
+            for stream in found:
+                if streams is None or stream in streams:
+                    hits += self._search_stream(space, stream, query[space], k, conditions)
+        return merge(hits)[:k]
 
-    def _background(self, space: str) -> dict[str, Float[np.ndarray, "rows dim"]]:
+    def _search_stream(
+        self, space: str, stream: str, vector: Float[np.ndarray, " dim"], k: int, conditions: Sequence[str]
+    ) -> list[Hit]:
+        """Return the best hits of a stream, more of them than ``k`` where neighbouring windows are merged."""
+        metric = self._metric(space)
+        where = " AND ".join([f"stream = {_quoted(stream)}", *conditions])
+        search = (
+            self._table(space)
+            .search(np.asarray(vector, dtype=np.float32))
+            .distance_type(metric)
+            .where(where, prefilter=True)
+            .select(["path", "start", "end", "_distance"])
+        )
+        if space in self.meta["cells"]:
+            search = search.nprobes(num_probes(self.meta["cells"][space]["partitions"]))
+        usual = self._sample[f"{space}/{stream}"] @ vector
+        mean, deviation = float(usual.mean()), max(float(usual.std()), 1e-6)
+        wanted = 5 * k
+        while True:
+            found = search.limit(wanted).to_arrow().to_pylist()
+            hits = []
+            for row in found:
+                similarity = 1 - row["_distance"]
+                score = (similarity - mean) / deviation
+                hits.append(Hit(row["path"], row["start"], row["end"], score, similarity, stream, space))
+            if len(found) < wanted or len(merge(hits)) >= k:
+                return hits
+            wanted *= 4
+
+    @cached_property
+    def _sample(self) -> dict[str, Float[np.ndarray, "rows dim"]]:
+        """Some vectors of each stream, by ``space/stream``."""
         try:
-            arrays = load_file(self.folder / "sample.safetensors")
+            return load_file(self.folder / "sample.safetensors")
         except (OSError, SafetensorError) as error:
             raise TriptychError(f"{self.folder} is not whole ({error}); run `triptych index` again.") from error
-        return {name.split("/")[1]: vectors for name, vectors in arrays.items() if name.split("/")[0] == space}
+
+    def _streams(self, space: str) -> list[str]:
+        return sorted(name.split("/", 1)[1] for name in self._sample if name.split("/", 1)[0] == space)
+
+    def _metric(self, space: str) -> Literal["cosine", "dot"]:
+        return "dot" if self.meta["spaces"].get(space) == "dot" else "cosine"
 
     def _table(self, space: str) -> Any:
         return self._database.open_table(f"space_{space}")
 
-    def info(self) -> dict[str, Any]:
-        """Return what the index is: model, source, spaces with their vectors, files, bytes on disk."""
-        size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
-        vectors = {space: self.count(space) for space in self.spaces}
-        return {**self.meta, "vectors": vectors, "bytes": size}
+    def _names(self) -> list[str]:
+        return list(self._database.list_tables().tables)
 
 
-def merge(hits: Sequence[Hit]) -> list[Hit]:
-    """Return hits, best first, without those that overlap or touch a better one of the same file."""
-    kept: list[Hit] = []
-    for hit in hits:
-        if not any(hit.path == other.path and hit.start <= other.end and other.start <= hit.end for other in kept):
-            kept.append(hit)
-    return kept
+def num_probes(partitions: int) -> int:
+    """Return how many of an index's cells are searched."""
+    return max(16, partitions // 16)
 
 
-def build_cells(table: Any, metric: str) -> None:
-    """Build IVF_FLAT over a large table; small ones are compared whole."""
-    rows = table.count_rows()
-    if rows <= FLAT:
-        return
-    partitions = max(16, round(math.sqrt(rows)))
-    from lancedb.index import IvfFlat
-
-    kind: Literal["cosine", "dot"] = "cosine" if metric == "cosine" else "dot"
-    table.create_index("vector", config=IvfFlat(distance_type=kind, num_partitions=partitions), replace=True)
+# ---------------------------------------------------------------------------------------------------- what is indexed
 
 
-def num_probes(rows: int) -> int:
-    """Return the cells searched of a table of this size; 0 where there are none."""
-    return 0 if rows <= FLAT else max(16, round(math.sqrt(rows) / 16))
+def _files(rows: Rows) -> dict[str, tuple[list[int], str]]:
+    """Return, by path, the rows that are different parts of the file, and what tells whether it has changed."""
+    parts: dict[str, dict[str, int]] = {}
+    for number, row in enumerate(rows):
+        span = ",".join(row[column] for column in ("start", "end", "audio"))
+        parts.setdefault(row["path"], {}).setdefault(span, number)
+    found = {}
+    for path, spans in parts.items():
+        row = rows.row(min(spans.values()))
+        stamps = [_stamp(file) for file in (row.path, row.audio) if file is not None]
+        found[path] = list(spans.values()), " ".join([*stamps, *sorted(span for span in spans if span != ",,")])
+    return found
+
+
+def _stamp(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError:
+        return "missing"
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _segments(rows: Rows, numbers: Sequence[int], viewing: Viewing) -> tuple[Rows, int]:
+    """Return the rows, those of long recordings in parts of ``SEGMENT`` windows, and the windows of the longest part.
+
+    The windows are those of the whole: a part begins where the window after the last one's begins.
+    """
+    grid = viewing.windows
+    assert isinstance(grid, Grid) and grid.seconds is not None, "an index looks through windows of one length"
+    stride = grid.stride or grid.seconds
+    most = 1
+    parts = []
+    for number in tqdm(numbers, "measure", unit="file", delay=2, disable=None):
+        row = rows.row(number)
+        start, end = _extent(rows, number)
+        count = max(math.ceil((end - start - grid.seconds) / stride - 1e-6), 0) + 1
+        most = max(most, min(count, SEGMENT))
+        if count <= SEGMENT:
+            parts.append(row.values)
+            continue
+        for first in range(0, count, SEGMENT):
+            begin = start + first * stride
+            until = begin + (SEGMENT - 1) * stride + grid.seconds
+            last = first + SEGMENT >= count
+            parts.append({**row.values, "start": repr(begin), "end": repr(end if last else until)})
+    return Rows.build(parts, rows.root, rows.source), most
+
+
+def _extent(rows: Rows, number: int) -> tuple[float, float]:
+    """Return the seconds of a row; none where its file cannot be read, which the sweep will tell."""
+    try:
+        with rows.recording(number) as recording:
+            return recording.timeline.start, recording.timeline.end
+    except (TriptychError, OSError):
+        return 0.0, 0.0
+
+
+def _columns(table: EmbeddingTable) -> dict[str, Any]:
+    paths = [table.paths[number] for number in table.numbers.tolist()]
+    return {"path": paths, "start": table.starts, "end": table.ends, "stream": table.streams.tolist()}
+
+
+# ---------------------------------------------------------------------------------------------------- conditions
 
 
 def glob_to_regex(pattern: str) -> str:
@@ -356,45 +431,27 @@ def glob_to_regex(pattern: str) -> str:
     while place < len(pattern):
         character = pattern[place]
         place += 1
-        if character == "*":
-            result += ".*"
-        elif character == "?":
-            result += "."
-        elif character == "[":
+        if character == "[":
             end = pattern.find("]", place + 1)
             if end < 0:
                 raise UsageError(f"--path {pattern}: the bracket is not closed; write [[] for a bracket itself.")
-            inside = pattern[place:end].replace("\\", "\\\\")
-            inside = "^" + inside[1:] if inside.startswith("!") else inside
-            result += f"[{inside.replace('[', '[[]') if inside == '[' else inside}]" if inside != "[" else r"\["
+            inside = pattern[place:end]
+            inverse = inside.startswith("!") and len(inside) > 1
+            letters = inside[1:] if inverse else inside
+            result += f"[{'^' if inverse else ''}{''.join(_escaped(one, keep='-') for one in letters)}]"
             place = end + 1
         else:
-            result += (
-                character if character.isalnum() or character in "/_ -" or ord(character) > 127 else "\\" + character
-            )
+            result += {"*": ".*", "?": "."}.get(character) or _escaped(character)
     return f"^{result}$"
+
+
+def _escaped(character: str, keep: str = "") -> str:
+    plain = character.isalnum() or character in "/_ " + keep or ord(character) > 127
+    return character if plain else "\\" + character
 
 
 def _quoted(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
-
-
-def _equals(column: Any, value: str) -> Any:
-    import pyarrow.compute
-
-    return pyarrow.compute.equal(column, value)
-
-
-def _stamp(path: Path) -> str:
-    try:
-        status = path.stat()
-    except OSError:
-        return "missing"
-    return f"{status.st_size} {status.st_mtime_ns}"
-
-
-def _names(database: Any) -> list[str]:
-    return list(database.list_tables().tables)
 
 
 def _lancedb() -> Any:

@@ -1,0 +1,171 @@
+"""The verb that measures a model."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from triptych.api.sources import open_model, open_source
+from triptych.errors import UsageError
+from triptych.evaluation.baselines import PixelsAndSpectrogram
+from triptych.evaluation.evaluator import (
+    Evaluator,
+    Score,
+    Sweeper,
+    Sweeps,
+    mean_score,
+    places_among,
+    with_windows,
+)
+from triptych.evaluation.probe import KNN, LinearProbe
+from triptych.evaluation.retrieval import Retrieval
+from triptych.evaluation.splits import folds as cross_validate
+from triptych.evaluation.splits import train_and_test
+from triptych.evaluation.table import Results
+from triptych.media.collection import Rows
+from triptych.model import Model, random_model
+
+
+def evaluate(
+    model: str | Path | Model,
+    source: str | Path | Rows,
+    tasks: Sequence[str] = ("retrieval",),
+    label: str | None = None,
+    streams: Sequence[str] | None = None,
+    query: str | None = None,
+    target: str | None = None,
+    group: str | None = None,
+    folds: str | None = None,
+    windows: int | None = None,
+    split: str | None = None,
+    baseline: bool = True,
+    seed: int = 0,
+    device: str | None = None,
+    workers: int | None = None,
+) -> Results:
+    """Measure a model beside random weights, the pixels-and-spectrogram baseline, and chance.
+
+    Args:
+        model: A model, or its name.
+        source: Recordings; probes learn on ``train`` and are tested on ``test``, or else on ``val``.
+        tasks: ``probe``, ``knn``, ``retrieval``.
+        label: Column of the labels, for probe and knn; cells with several make it a multi-label task.
+        streams: Streams of probe and knn.
+        query: Retrieval from this stream only.
+        target: Retrieval to this stream only.
+        group: Column whose equal values are one item.
+        folds: Column to cross-validate over.
+        windows: Windows a recording.
+        split: Split to test on.
+        baseline: Whether to measure the baseline, too.
+        seed: Of baseline choices and of the intervals.
+        device: Where.
+        workers: Decoding processes.
+
+    Raises:
+        UsageError: If tasks, columns, streams or splits are not there.
+        TriptychError: If nothing can be measured.
+    """
+    rows = open_source(source)
+    found = model if isinstance(model, Model) else open_model(model, rows, device)
+    evaluators = [_evaluator(task, found, rows, label, streams, query, target, group, seed) for task in tasks]
+    learns = any(task != "retrieval" for task in tasks)
+    if folds is not None:
+        parts: list[tuple[Rows | None, Rows]] = [*cross_validate(rows, folds)]
+    else:
+        parts = [train_and_test(rows, split, learns)]
+    tested = [test for _, test in parts]
+    learned = [train for train, _ in parts if train is not None]
+
+    twin = random_model(found.method_name, found.method.config, found.test, found.tokenizer, seed)
+    twin.method.to(next(found.method.parameters()).device)
+    models = {found.name: found} if found.name.startswith("random:") else {found.name: found, twin.name: twin}
+    looked_at = _together(rows, [*tested, *(learned if learns else [])])
+    sweeps = Sweeps(models, looked_at, with_windows(found.test, windows), workers)
+    scores = {name: _scores(partial(_same, sweeps.of(name)), evaluators, parts) for name in models}
+
+    notes = [f"{len(sweeps.problems)} recordings could not be read"] if sweeps.problems else []
+    if baseline:
+        retrieves = _can_retrieve(learned, tested, {query, target})
+        chosen = [one for one in evaluators if retrieves or not isinstance(one, Retrieval)]
+        if chosen != evaluators:
+            notes.append("no linear baseline of retrieval: it learns words from the captions of the split 'train'")
+        if chosen:
+            line = PixelsAndSpectrogram(_together(rows, [*tested, *learned]), None, workers)
+            scores[line.name] = _scores(lambda train: replace(line, train=train), chosen, parts)
+    count = sum(map(len, tested))
+    results = Results(found.name, f"{rows.source} ({count} test recordings)", seed, scores, notes)
+    _keep(found.name, results)
+    return results
+
+
+def _evaluator(
+    task: str,
+    model: Model,
+    rows: Rows,
+    label: str | None,
+    streams: Sequence[str] | None,
+    query: str | None,
+    target: str | None,
+    group: str | None,
+    seed: int,
+) -> Evaluator:
+    """Return the evaluator of a task.
+
+    Raises:
+        UsageError: If what the task needs is not there; told before anything is decoded.
+    """
+    reads = set(model.test.views[0])
+    for word, names in (("--streams", streams or []), ("--from", [query]), ("--to", [target])):
+        for name in names:
+            if name is not None and not set(name.split("+")) <= reads:
+                raise UsageError(f"{word} {name}: the model reads {', '.join(sorted(reads))}.")
+    if task == "retrieval":
+        if not model.method.spaces:
+            raise UsageError(f"{model.method_name} has no joint space, so there is nothing to retrieve in.")
+        return Retrieval(query, target, group, model.method.spaces, seed=seed)
+    if task not in ("probe", "knn"):
+        raise UsageError(f"There is no task '{task}'; there are probe, knn and retrieval.")
+    if label is None:
+        raise UsageError(f"--task {task} needs --label COLUMN; {rows.source} has {', '.join(rows.columns)}.")
+    return (LinearProbe if task == "probe" else KNN)(label, streams, group=group, seed=seed)
+
+
+def _scores(
+    sweeper_of: Callable[[Rows | None], Sweeper],
+    evaluators: Sequence[Evaluator],
+    parts: Sequence[tuple[Rows | None, Rows]],
+) -> dict[str, Score]:
+    """Return the scores of whoever is measured, means over the folds."""
+    scores: dict[str, Score] = {}
+    for evaluator in evaluators:
+        # Retrieval learns nothing: where there are no training rows, it is handed the test rows in their place.
+        by_fold = [evaluator.run(sweeper_of(train), test if train is None else train, test) for train, test in parts]
+        names = [name for name in by_fold[0] if all(name in fold for fold in by_fold)]
+        scores |= {f"{evaluator.name} {name}": mean_score([fold[name] for fold in by_fold]) for name in names}
+    return scores
+
+
+def _same(sweeper: Sweeper, train: Rows | None) -> Sweeper:
+    return sweeper
+
+
+def _together(rows: Rows, parts: Sequence[Rows]) -> Rows:
+    """Return the rows that are in any of the parts, each once."""
+    return rows.select(sorted({number for part in parts for number in places_among(part, rows).tolist()}))
+
+
+def _can_retrieve(learned: Sequence[Rows], tested: Sequence[Rows], asked: set[str | None]) -> bool:
+    """Return whether there are captions for the linear map from statistics to words to learn and to find."""
+    if not learned or not asked <= {None, "text", "audio", "video"} or "caption" not in learned[0].columns:
+        return False
+    return all(any(text.strip() for text in rows.column("caption")) for rows in [*learned, *tested])
+
+
+def _keep(name: str, results: Results) -> None:
+    """Append results to the run that was measured, for its report."""
+    run = Path(name)
+    if (run / "recipe.json").is_file():
+        with (run / "evaluations.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(results.to_json(), ensure_ascii=False) + "\n")

@@ -1,0 +1,169 @@
+"""Verbs that train: a new run, and an interrupted one."""
+
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from triptych import catalog, distributed
+from triptych.api.sources import choose_device, complete, named_recipe, open_source, read_run
+from triptych.data.text import Tokenizer
+from triptych.errors import UsageError
+from triptych.files import leftovers
+from triptych.media.collection import Rows
+from triptych.method import Method
+from triptych.model import Model, model_tensors, read_model
+from triptych.recipe import Recipe, override
+from triptych.training import loop, parallel
+from triptych.training.estimate import estimate_run
+
+
+def pretrain(
+    source: str | Path | Rows,
+    method: str,
+    out: str | Path,
+    recipe: str | Recipe | None = None,
+    assignments: Sequence[str] = (),
+    init: str | Path | None = None,
+    minutes: float | None = None,
+    dry_run: bool = False,
+    device: str | None = None,
+    label: str | None = None,
+    tensorboard: bool = False,
+    watch: loop.Watch | None = None,
+    watch_epochs: int | None = None,
+) -> Path | None:
+    """Pretrain a method and return the model's folder.
+
+    Args:
+        source: A folder, manifest or collection; of one with splits, ``train`` is used.
+        method: A name of the catalogue or ``module:Class``.
+        out: The run's folder, which must not hold anything.
+        recipe: ``small``, ``base``, ``paper``, a file, or a ``Recipe``; base where there is a GPU, else small.
+        assignments: Changes such as ``optimizer.lr=1e-4``.
+        init: A model to begin with.
+        minutes: Fit the number of steps to this time.
+        dry_run: Estimate time and memory only.
+        device: Where.
+        label: Column of the labels, for methods that want them.
+        tensorboard: Whether to write event files, too.
+        watch: Asked for scores of the method at the end of the run, and every ``watch_epochs`` epochs.
+        watch_epochs: See ``watch``.
+
+    Raises:
+        UsageError: If ``out`` holds something, or recipe, method or source do not fit.
+    """
+    out, place = Path(out), parallel.start(choose_device(device))
+    if distributed.agree(out.exists() and bool({*out.iterdir()} - {*leftovers(out)})):
+        raise UsageError(f"{out} holds something already; continue it with --resume {out}, or choose another place.")
+    made = recipe if isinstance(recipe, Recipe) else named_recipe(method, recipe)
+    made = override(made, list(assignments))
+    rows = open_source(source)
+    rows = rows.split("train")
+    classes = tuple(sorted({value for value in rows.column(label) if value})) if label else ()
+    made, tokenizer = complete(made, rows, classes)
+    torch.manual_seed(made.seed)
+    module: Method = catalog.resolve(made.method)(made.config)
+    if init is not None:
+        start_from(module, read_model(init))
+    targets = {label: classes} if label else None
+    estimate = estimate_run(module, made, rows, tokenizer, targets, place)
+    if minutes is not None:
+        steps = distributed.agree(max(int(60 * minutes / estimate.step_seconds), 1))
+        made = made.model_copy(update={"steps": steps, "epochs": None})
+        estimate = estimate.for_steps(steps)
+    which = (
+        recipe if isinstance(recipe, str) else "given" if recipe else ("base" if torch.cuda.is_available() else "small")
+    )
+    if distributed.rank() == 0:
+        print(f"{made.method} ({which} recipe) on {place}: {estimate.describe(len(rows))}")
+    if dry_run:
+        return None
+    torch.manual_seed(made.seed)
+    facts = {
+        "source": str(Path(rows.source).resolve()),
+        "label": label,
+        "init": init and str(init),
+        "versions": versions(),
+    }
+    return loop.fit(
+        module,
+        made,
+        rows,
+        out,
+        tokenizer,
+        watch=watch,
+        watch_epochs=watch_epochs,
+        targets=targets,
+        labels=classes,
+        device=place,
+        facts=facts,
+        tensorboard=tensorboard,
+    )
+
+
+def resume(run: str | Path, device: str | None = None, tensorboard: bool = False) -> Path:
+    """Continue an interrupted run exactly, and return the model's folder.
+
+    Args:
+        run: Its folder.
+        device: Where.
+        tensorboard: Whether to write event files, too.
+
+    Raises:
+        UsageError: If there is no run, or its source has changed.
+    """
+    run = Path(run)
+    made, facts = read_run(run)
+    if (run / "model").is_dir():
+        print(f"{run} has ended; its model is {run / 'model'}")
+        return run / "model"
+    rows = open_source(facts["source"]).split("train")
+    label = facts.get("label")
+    classes = tuple(sorted({value for value in rows.column(label) if value})) if label else ()
+    tokenizer = Tokenizer.train(rows.captions(), made.tokenizer) if made.tokenizer else None
+    torch.manual_seed(made.seed)
+    module: Method = catalog.resolve(made.method)(made.config)
+    place = parallel.start(choose_device(device))
+    targets = {label: classes} if label else None
+    kept = {key: facts.get(key) for key in ("source", "label", "init", "versions")}
+    return loop.fit(
+        module,
+        made,
+        rows,
+        run,
+        tokenizer,
+        targets=targets,
+        labels=classes,
+        device=place,
+        facts=kept,
+        tensorboard=tensorboard,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    return {"triptych": version("triptych"), "torch": torch.__version__, "python": sys.version.split()[0]}
+
+
+def start_from(method: Method, model: Model) -> None:
+    """Take the weights of another model, by name; those of other names or shapes stay random, and are told.
+
+    Raises:
+        UsageError: If nothing fits.
+    """
+    there, here = model_tensors(model.method), model_tensors(method)
+    fitting = [name for name in here if name in there and there[name].shape == here[name].shape]
+    if not fitting:
+        raise UsageError(f"No tensor of {model.name} fits this method and configuration.")
+    state = method.state_dict(keep_vars=True)
+    with torch.no_grad():
+        for name in fitting:
+            state[name].copy_(there[name])
+    left = sorted(set(here) - set(fitting))
+    print(
+        f"from {model.name}: {len(fitting)} of {len(here)} tensors"
+        + (f"; random: {', '.join(left[:5])}" if left else "")
+    )
