@@ -79,7 +79,7 @@ def _timed_words(raw: str, start: float, end: float) -> tuple[tuple[str, float, 
 
 def read_sidecars(path: Path, duration: float) -> tuple[Caption, ...]:
     """Return the captions of ``clip.srt``, ``clip.vtt`` (or ``clip.en.vtt``), or ``clip.txt`` beside ``clip.mp4``."""
-    for candidate in _sidecars(path.parent).get(path.stem, ()):
+    for candidate in sidecars_of(path):
         text = _decoded(candidate.read_bytes())
         if candidate.suffix.lower() == ".txt":
             words = " ".join(text.split())
@@ -91,14 +91,14 @@ def read_sidecars(path: Path, duration: float) -> tuple[Caption, ...]:
     return ()
 
 
-def _sidecars(folder: Path) -> dict[str, list[Path]]:
-    """Return the caption files of a folder by the name of the recording that they belong to, best first.
+def sidecars_of(path: Path) -> list[Path]:
+    """Return the caption files of a recording, best first.
 
     A folder is listed once for all its recordings, unless it has just been changed.
     """
-    changed = folder.stat().st_mtime_ns
+    changed = path.parent.stat().st_mtime_ns
     listing = _listing if time.time_ns() - changed > SETTLED else _listing.__wrapped__
-    return listing(folder, changed)
+    return listing(path.parent, changed).get(path.stem, [])
 
 
 @lru_cache(maxsize=8)

@@ -8,23 +8,24 @@ import csv
 import hashlib
 import io
 import json
-import mmap
+import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Sequence as Ordered
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from triptych.errors import TriptychError, UsageError
+from triptych.errors import UsageError
 from triptych.files import replacing
-from triptych.media.captions import Caption
+from triptych.media.lines import Text, line_starts
+from triptych.media.measured import SEQUENCE, remembered
 from triptych.media.recording import Recording
-from triptych.media.timeline import Extent, Probe, Timeline
 
+csv.field_size_limit(sys.maxsize)  # the captions of a film are more than the 128 KiB that the module allows
 VIDEO = {
     ".mp4",
     ".m4v",
@@ -45,9 +46,6 @@ SOUND = {".wav", ".mp3", ".m4a", ".aac", ".flac", ".ogg", ".oga", ".opus", ".wma
 PICTURES = {".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff"}
 SUFFIXES = VIDEO | SOUND | PICTURES
 """Files of a folder that are taken for media."""
-MEASURED = ("seconds", "width", "height", "fps", "video_codec", "audio_rate", "channels", "audio_codec", "probe")
-"""Columns that ``prepare`` writes; ``probe`` is JSON with all that is needed to skip opening the file."""
-CHUNK = 1 << 24
 
 
 class Row:
@@ -67,6 +65,19 @@ class Row:
         """A separate sound file, if the row names one."""
         return self.root / self.values["audio"] if self.values.get("audio") else None
 
+    @property
+    def sequences(self) -> dict[str, Path]:
+        """Files of precomputed vectors by stream."""
+        return {
+            name.removeprefix(SEQUENCE): self.root / value
+            for name, value in self.values.items()
+            if name.startswith(SEQUENCE) and value
+        }
+
+    def whole_file(self) -> Recording:
+        """Return the recording of the file, whatever part of it the row is, as if nothing were known of it."""
+        return Recording(self.path, audio=self.audio, sequences=self.sequences)
+
     def __getitem__(self, column: str) -> str:
         """Return the value of a column."""
         return self.values.get(column, "")
@@ -81,16 +92,19 @@ class Row:
         if not text:
             return None
         try:
-            return float(text)
+            value = float(text)
         except ValueError:
-            raise UsageError(f"{self.path}: '{text}' in the column '{column}' is no number of seconds.") from None
+            value = math.nan
+        if not math.isfinite(value):
+            raise UsageError(f"{self.path}: '{text}' in the column '{column}' is no number of seconds.")
+        return value
 
 
 class Rows:
     """Rows of a manifest, in order; selections share its text, and workers map the same file."""
 
     def __init__(
-        self, text: "_Text", columns: tuple[str, ...], offsets: Int[Tensor, " ends"], root: Path, source: str
+        self, text: Text, columns: tuple[str, ...], offsets: Int[Tensor, " ends"], root: Path, source: str
     ) -> None:
         """Hold a manifest; use ``Rows.open``.
 
@@ -140,7 +154,7 @@ class Rows:
         writer = csv.DictWriter(buffer, columns, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        return cls._parse(_Text(data=buffer.getvalue().encode()), root, source, json_lines=False)
+        return cls._parse(Text(data=buffer.getvalue().encode()), root, source, json_lines=False)
 
     @classmethod
     def _folder(cls, folder: Path) -> "Rows":
@@ -149,15 +163,19 @@ class Rows:
             raise UsageError(
                 f"{folder} holds no media files ({', '.join(sorted(VIDEO)[:5])}, ... or sound or pictures)."
             )
-        return cls.build(({"path": str(path.relative_to(folder))} for path in paths), folder, str(folder))
+        names = [str(path.relative_to(folder)) for path in paths]
+        for name in names:
+            if not _is_text(name):
+                raise UsageError(f"{folder}: the name {name!r} is no UTF-8; give the file another name.")
+        return cls.build(({"path": name} for name in names), folder, str(folder))
 
     @classmethod
     def _manifest(cls, path: Path) -> "Rows":
-        return cls._parse(_Text(path=path), path.parent, str(path), json_lines=path.suffix.lower() != ".csv")
+        return cls._parse(Text(path=path), path.parent, str(path), json_lines=path.suffix.lower() != ".csv")
 
     @classmethod
-    def _parse(cls, text: "_Text", root: Path, source: str, json_lines: bool) -> "Rows":
-        offsets = _line_starts(text, quotes=not json_lines)
+    def _parse(cls, text: Text, root: Path, source: str, json_lines: bool) -> "Rows":
+        offsets = line_starts(text, quotes=not json_lines)
         if len(offsets) < 2:
             raise UsageError(f"{source} is empty; a manifest has a column 'path' and one row a recording.")
         if json_lines:
@@ -219,7 +237,20 @@ class Rows:
         """
         if name not in self.columns:
             raise UsageError(f"{self.source} has no column '{name}'; it has {', '.join(self.columns)}.")
-        return [row[name] for row in self]
+        if self._json:
+            return [row[name] for row in self]
+        at = self.columns.index(name)
+        return [fields[at] if at < len(fields) else "" for fields in self._fields()]
+
+    def _fields(self) -> Iterator[list[str]]:
+        """Yield the fields of every row of a CSV manifest: all rows in a few seconds, where ``row`` takes many."""
+        starts, ends = self._offsets[self._index].tolist(), self._offsets[self._index + 1].tolist()
+        path = self.columns.index("path")
+        lines = (self._text.slice(start, end, self.source) for start, end in zip(starts, ends, strict=True))
+        for number, fields in enumerate(csv.reader(lines)):
+            if len(fields) > len(self.columns) or len(fields) <= path or not fields[path]:
+                self.row(number)  # says what is wrong
+            yield fields
 
     def select(self, chosen: Int[Tensor, " rows"] | Ordered[int]) -> "Rows":
         """Return the rows at these places, in this order."""
@@ -235,12 +266,12 @@ class Rows:
 
     def where(self, keep: Callable[[Row], bool] | None = None, **values: str) -> "Rows":
         """Return the rows whose columns have these values, or that ``keep`` accepts."""
-        places = [
-            number
-            for number, row in enumerate(self)
-            if all(row[column] == value for column, value in values.items()) and (keep is None or keep(row))
-        ]
-        return self.select(places)
+        chosen = torch.ones(len(self), dtype=torch.bool)
+        for column, value in values.items():
+            found = self.column(column) if column in self.columns else [""] * len(self)
+            chosen &= torch.tensor([one == value for one in found], dtype=torch.bool)
+        some = self.select(chosen.nonzero()[:, 0])
+        return some if keep is None else some.select([number for number, row in enumerate(some) if keep(row)])
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -284,15 +315,12 @@ class Rows:
     def recording(self, number: int) -> Recording:
         """Return the recording of a row; what ``prepare`` measured is not measured again."""
         row = self.row(number)
-        sequences = {
-            name.removeprefix("stream:"): self.root / row[name]
-            for name in self.columns
-            if name.startswith("stream:") and row[name]
-        }
-        recording = Recording(row.path, audio=row.audio, sequences=sequences)
+        recording = row.whole_file()
         if row["probe"]:
-            recording.remember(*_remembered(row))
-        _narrow(recording, row)
+            recording.remember(*remembered(row.path, row["probe"]))
+        caption, start, end = row["caption"].strip(), row.number("start"), row.number("end")
+        if "caption" in row.values or start is not None or end is not None:
+            recording.narrow(caption if "caption" in row.values else None, start, end)
         return recording
 
     def save(self, path: str | Path) -> Path:
@@ -312,42 +340,12 @@ class Rows:
         return Rows.build(merged, self.root, self.source)
 
 
-class _Text:
-    """The bytes of a manifest: a mapped file, or shared memory; neither is copied to a worker."""
-
-    def __init__(self, path: Path | None = None, data: bytes | None = None) -> None:
-        self.path = path
-        self._tensor = None if data is None else torch.frombuffer(bytearray(data), dtype=torch.uint8).share_memory_()
-        self.data = self._map()
-
-    def _map(self) -> memoryview:
-        if self._tensor is not None:
-            return memoryview(self._tensor.numpy())
-        assert self.path is not None
-        try:
-            with self.path.open("rb") as file:
-                if self.path.stat().st_size == 0:
-                    return memoryview(b"")
-                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-        except OSError as error:
-            raise UsageError(f"{self.path} cannot be read: {error.strerror}.") from error
-
-    def slice(self, start: int, end: int, source: str) -> str:
-        try:
-            return str(self.data[start:end], "utf-8")
-        except UnicodeDecodeError as error:
-            raise UsageError(f"{source} is no UTF-8 text near byte {start + error.start}; save it as UTF-8.") from None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "_tensor": self._tensor}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self.data = self._map()
-
-
 def find_media(folder: Path) -> Iterator[Path]:
-    """Yield the media files under a folder in a fixed order; hidden ones are passed over, links followed once."""
+    """Yield the media files under a folder in a fixed order; hidden ones are passed over, links followed once.
+
+    Raises:
+        UsageError: If a folder may not be read.
+    """
     seen: set[tuple[int, int]] = set()
 
     def walk(place: Path) -> Iterator[Path]:
@@ -355,7 +353,11 @@ def find_media(folder: Path) -> Iterator[Path]:
         if (status.st_dev, status.st_ino) in seen:
             return
         seen.add((status.st_dev, status.st_ino))
-        for path in sorted(place.iterdir()):
+        try:
+            paths = sorted(place.iterdir())
+        except OSError as error:
+            raise UsageError(f"{place} cannot be read: {error.strerror}.") from error
+        for path in paths:
             if path.name.startswith("."):
                 continue
             if path.is_dir():
@@ -366,76 +368,7 @@ def find_media(folder: Path) -> Iterator[Path]:
     yield from walk(folder)
 
 
-def probe_columns(recording: Recording, moments: Ordered[float] = ()) -> dict[str, Any]:
-    """Return what ``prepare`` keeps of a recording, by column."""
-    probe, timeline = recording.probe, recording.timeline
-    kept = {
-        "streams": {name: [e.start, e.end, e.rate] for name, e in timeline.streams.items()},
-        "captions": [[c.text, c.start, c.end, list(c.words)] for c in timeline.captions],
-        "moments": [round(second, 3) for second in moments],
-        "probe": {name: getattr(probe, name) for name in Probe.__dataclass_fields__},
-    }
-    return {
-        "seconds": f"{timeline.end:.3f}",
-        "width": probe.width or "",
-        "height": probe.height or "",
-        "fps": round(probe.fps, 3) or "",
-        "video_codec": probe.video_codec,
-        "audio_rate": probe.audio_rate or "",
-        "channels": probe.channels or "",
-        "audio_codec": probe.audio_codec,
-        "probe": json.dumps(kept, ensure_ascii=False, separators=(",", ":")),
-    }
-
-
-def _remembered(row: Row) -> tuple[Probe, Timeline]:
-    try:
-        kept = json.loads(row["probe"])
-        values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in kept["probe"].items()}
-        probe = Probe(**values)
-        return probe, Timeline(
-            start=0.0,
-            end=probe.duration,
-            streams={name: Extent(*extent) for name, extent in kept["streams"].items()},
-            captions=tuple(
-                Caption(text, start, end, tuple((w, a, b) for w, a, b in words))
-                for text, start, end, words in kept["captions"]
-            ),
-            moments=tuple(kept["moments"]),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise TriptychError(
-            f"{row.path}: the column 'probe' is damaged ({error}); run `triptych prepare` again."
-        ) from error
-
-
-def _narrow(recording: Recording, row: Row) -> None:
-    """Apply the row's own caption and span."""
-    caption, start, end = row["caption"].strip(), row.number("start"), row.number("end")
-    if "caption" in row.values or start is not None or end is not None:
-        recording.narrow(caption if "caption" in row.values else None, start, end)
-
-
-def _line_starts(text: _Text, quotes: bool) -> Int[Tensor, " ends"]:
-    """Return where each line begins and where the last one ends; a newline in quotes ends no line."""
-    size, inside, starts = len(text.data), 0, [np.zeros(1, dtype=np.int64)]
-    for begin in range(0, size, CHUNK):
-        block = np.frombuffer(text.data[begin : begin + CHUNK], dtype=np.uint8)
-        breaks = np.flatnonzero(block == 10)
-        if quotes:
-            marks = np.flatnonzero(block == 34)
-            breaks = breaks[(np.searchsorted(marks, breaks) + inside) % 2 == 0]
-            inside += len(marks)
-        starts.append(breaks + begin + 1)
-    ends = np.concatenate(starts)
-    if size and ends[-1] != size:
-        ends = np.append(ends, size)
-    while len(ends) > 1 and not bytes(text.data[ends[-2] : ends[-1]]).strip():  # blank lines at the end
-        ends = ends[:-1]
-    return torch.from_numpy(ends).share_memory_()
-
-
-def _json_row(text: _Text, offsets: Tensor, line: int, source: str) -> dict[str, Any]:
+def _json_row(text: Text, offsets: Tensor, line: int, source: str) -> dict[str, Any]:
     raw = text.slice(int(offsets[line]), int(offsets[line + 1]), source)
     try:
         values = json.loads(raw)
@@ -444,6 +377,14 @@ def _json_row(text: _Text, offsets: Tensor, line: int, source: str) -> dict[str,
     if not isinstance(values, dict):
         raise UsageError(f"{source}, line {line + 1}: a row is an object of columns and values.")
     return values
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _as_text(value: Any) -> str:

@@ -15,6 +15,10 @@ STILLS = {
 """Container names of still images."""
 PICTURES = {"gif", "apng"}
 """Container names of moving pictures, which are stills where they hold but one."""
+UNMEASURED = {"aac", "ac3", "dts", "eac3", "mp3"}
+"""Container names of bare streams, whose length FFmpeg may have guessed from the first packets."""
+NEAR = 0.2
+"""Seconds by which a header may differ from the packets without being a guess (padding of the encoder)."""
 FASTEST = 1000.0
 """Frames a second beyond which a header is not believed."""
 
@@ -62,20 +66,24 @@ def is_still(medium: Medium) -> bool:
 
 def _extent(medium: Medium, stream: Any) -> tuple[tuple[float, float], int | None]:
     """Return where a stream begins and ends, and the number of its packets if they had to be walked over."""
-    origin = medium.origin
-    start = 0.0 if stream.start_time is None else stream.start_time * float(stream.time_base) - origin
-    if stream.duration:
-        return (start, start + stream.duration * float(stream.time_base)), None
+    tick, origin = float(stream.time_base), medium.origin
+    start = 0.0 if stream.start_time is None else max(stream.start_time * tick - origin, 0.0)
+    guessed = medium.container.format.name in UNMEASURED
     total = medium.container.duration
-    if total is not None and origin == 0:  # with an offset, some count from it and some from 0
-        end = total / av.time_base
+    declared = None
+    if stream.duration:
+        declared = start + stream.duration * tick
+    elif total is not None and origin == 0:  # with an offset, some count from it and some from 0
         own = _clock(stream.metadata.get("DURATION", ""))  # Matroska tells each track's own
-        return (start, min(end, own) if own > start else end), None
+        declared = min(total / av.time_base, own) if own > start else total / av.time_base
+    if declared is not None and not guessed:
+        return (start, declared), None
     if not medium.seek(stream, stream.start_time or 0):
         medium.reopen()
         stream = medium.container.streams[stream.index]
-    end, packets = medium.last_packet(stream)
-    return (start, max(end - origin, start)), packets
+    last, packets = medium.last_packet(stream)
+    end = max(last - origin, start)
+    return (start, declared if declared is not None and abs(declared - end) < NEAR else end), packets
 
 
 def _frame_rate(stream: av.VideoStream, seconds: float) -> float:

@@ -3,33 +3,37 @@
 import csv
 import hashlib
 import json
-import multiprocessing
 import os
-import shutil
+import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
 from tqdm import tqdm
 
 from triptych.errors import TriptychError, UsageError
 from triptych.files import replacing
-from triptych.media.collection import MEASURED, Rows, probe_columns
+from triptych.media.captions import sidecars_of
+from triptych.media.collection import Row, Rows
+from triptych.media.measured import MEASURED, SEQUENCE, probe_columns, remembered
+from triptych.media.moments import find_moments
+from triptych.media.processes import processors, spread
 from triptych.media.recording import Recording
-from triptych.media.write import write_video
+from triptych.media.write import AAC_RATES, aac_rate, sound_of, write_video
 
-FORMAT = 1
+FORMAT = 2
 """Version of a collection's folder."""
 TRIAL = 3
-"""Files that a dry run re-encodes to estimate the whole."""
+"""Files of which a dry run re-encodes the beginning to estimate the whole."""
+TRIAL_SECONDS = 10.0
+"""How much of each."""
+SYNC = 5.0
+"""Seconds of work that may have to be done again after a power failure."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,15 @@ class Encoding:
     gop: int | None = None
     fps: float | None = None
     audio_rate: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("short_side", 2), ("gop", 1), ("fps", 0.001)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise UsageError(f"{name} is {value}; it must be at least {least}.")
+        if self.audio_rate is not None and self.audio_rate not in AAC_RATES:
+            known = ", ".join(map(str, AAC_RATES))
+            raise UsageError(f"AAC sound has no {self.audio_rate} samples a second; choose one of {known}.")
 
     @property
     def wanted(self) -> bool:
@@ -52,10 +65,13 @@ class Summary:
     """What was found and done."""
 
     recordings: int = 0
+    """Rows that can be used."""
     seconds: float = 0.0
+    """Of the files that can be used, each counted once; so are the bytes."""
     bytes_before: int = 0
     bytes_after: int = 0
     quarantined: list[tuple[str, str]] = field(default_factory=list)
+    """Path and reason."""
     estimate_seconds: float | None = None
     estimate_bytes: float | None = None
     manifest: Path | None = None
@@ -69,10 +85,11 @@ def prepare_collection(
     dry_run: bool = False,
     progress: bool = True,
 ) -> Summary:
-    """Make a collection of rows; run again, it goes on where it stopped.
+    """Make a collection of rows; run again, it does only what is new or has changed.
 
-    ``OUT/manifest.csv`` has the source's columns and what was measured, ``OUT/quarantine.csv`` the files that cannot be
-    used with their reasons, ``OUT/clips`` the re-encoded ones. Without re-encoding the manifest points to the source.
+    ``OUT/manifest.csv`` has the source's columns and what was measured, ``OUT/quarantine.csv`` what cannot be used with
+    the reasons, ``OUT/clips`` the re-encoded files, ``OUT/journal.jsonl`` what is done. Without re-encoding the
+    manifest points to the source. Rows that are parts of one file share it.
 
     Args:
         rows: The source.
@@ -87,38 +104,66 @@ def prepare_collection(
         TriptychError: If no file can be used, or nothing can be written.
     """
     out, encoding = Path(out), encoding or Encoding()
-    summary = Summary()
     if not dry_run:
         _claim(out, encoding)
-    journal = out / "journal"
-    jobs = [(number, row.path) for number, row in enumerate(rows)]
-    work = partial(_prepare_file, rows=rows, out=out, encoding=encoding, dry_run=dry_run)
-    done: dict[int, dict[str, Any]] = {}
-    for number, outcome in _run(work, jobs, workers, progress, "prepare"):
-        done[number] = outcome
-    prepared = []
+    with _Journal(None if dry_run else out / "journal.jsonl") as journal:
+        keys: list[str] = []
+        jobs: dict[str, int] = {}
+        for number, row in enumerate(tqdm(rows, "scan", len(rows), unit="row", delay=2, disable=_silent(progress))):
+            keys.append(_key(row))
+            jobs.setdefault(keys[-1], number)
+        todo = [number for key, number in jobs.items() if not journal.has(key, rows.row(number), out)]
+        work = partial(_prepare_file, rows=rows, out=out, encoding=encoding, dry_run=dry_run)
+        for number, outcome in _with_bar(work, todo, workers, progress, "prepare"):
+            journal.add(keys[number], outcome or _lost(rows.row(number)))
+        summary = Summary()
+        if dry_run:
+            usable = [number for number, _, _ in _usable(rows, keys, journal, out, summary)]
+            _estimate(summary, rows, encoding, list(dict.fromkeys(jobs[keys[number]] for number in usable)))
+        else:
+            source = [name for name in rows.columns if name not in MEASURED]
+            columns = [*dict.fromkeys(["path", *source, *(["source_path"] if encoding.wanted else []), *MEASURED])]
+            with _table(out / "manifest.csv", columns) as manifest:
+                for _, row, outcome in _usable(rows, keys, journal, out, summary):
+                    kept = {name: value for name, value in row.values.items() if name not in MEASURED}
+                    manifest.writerow({**kept, **outcome["columns"], **_places(row, out, outcome)})
+            summary.manifest = out / "manifest.csv"
+            with _table(out / "quarantine.csv", ["path", "reason"]) as table:
+                table.writerows({"path": path, "reason": reason} for path, reason in summary.quarantined)
+    return summary
+
+
+def _usable(
+    rows: Rows, keys: list[str], journal: "_Journal", out: Path, summary: Summary
+) -> Iterator[tuple[int, Row, dict[str, Any]]]:
+    """Yield number, row and outcome of all rows that can be used, and fill the summary.
+
+    Raises:
+        TriptychError: At the end, if there was none.
+    """
+    seen: set[str] = set()
     for number, row in enumerate(rows):
-        outcome = done[number]
-        summary.bytes_before += outcome["bytes"]
-        if outcome["error"]:
-            summary.quarantined.append((row["path"], outcome["error"]))
+        outcome = journal.get(keys[number])
+        error, new = outcome["error"], keys[number] not in seen
+        seen.add(keys[number])
+        if not error:
+            try:
+                remembered(row.path, outcome["columns"]["probe"])[1].narrowed(row.number("start"), row.number("end"))
+            except UsageError as wrong:
+                error, new = str(wrong), True
+        if error:
+            if new:
+                summary.quarantined.append((row["path"], error))
             continue
         summary.recordings += 1
-        summary.seconds += float(outcome["columns"]["seconds"])
-        kept = {name: value for name, value in row.values.items() if name not in MEASURED}
-        prepared.append({**kept, **outcome["columns"], **_places(row, out, outcome)})
-        if outcome["clip"] and not dry_run:
-            summary.bytes_after += (out / outcome["clip"]).stat().st_size
-    if not prepared:
+        if new:
+            summary.seconds += float(outcome["columns"]["seconds"])
+            summary.bytes_before += outcome["bytes"]
+            summary.bytes_after += (out / outcome["clip"]).stat().st_size if outcome["clip"] else 0
+        yield number, row, outcome
+    if summary.recordings == 0:
         path, reason = summary.quarantined[0]
-        raise TriptychError(f"None of the {len(jobs)} files of {rows.source} can be used; the first, {path}: {reason}")
-    if dry_run:
-        _estimate(summary, rows, encoding, [number for number in done if not done[number]["error"]])
-        return summary
-    _write_table(out / "quarantine.csv", [{"path": path, "reason": reason} for path, reason in summary.quarantined])
-    summary.manifest = _write_table(out / "manifest.csv", prepared)
-    shutil.rmtree(journal, ignore_errors=True)
-    return summary
+        raise TriptychError(f"None of the {len(seen)} files of {rows.source} can be used; the first, {path}: {reason}")
 
 
 def _claim(out: Path, encoding: Encoding) -> None:
@@ -127,10 +172,13 @@ def _claim(out: Path, encoding: Encoding) -> None:
     if path.is_file():
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
+            same = before == settings
         except ValueError as error:
             raise TriptychError(f"{path} is damaged ({error}); remove {out} and prepare again.") from error
-        if before != settings:
-            raise UsageError(f"{out} was prepared with other settings ({before['encoding']}); choose another place.")
+        if not same:
+            raise UsageError(f"{out} was prepared with other settings ({before}); choose another place.")
+        for leftover in (out / "clips").glob(".*.partial*"):  # of a run that was killed
+            leftover.unlink()
         return
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} holds something that is no collection; choose an empty place.")
@@ -138,61 +186,141 @@ def _claim(out: Path, encoding: Encoding) -> None:
         place.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
-def _run(
-    work: Any, jobs: list[tuple[int, Path]], workers: int | None, progress: bool, title: str
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    bar = tqdm(total=len(jobs), desc=title, unit="file", delay=2, disable=None if progress else True)
-    count = min(_processors() if workers is None else max(workers, 1), len(jobs))
-    with bar:
-        if count <= 1:
-            for job in jobs:
-                yield work(job)
-                bar.update()
+# ---------------------------------------------------------------- what is done
+
+
+def _files(row: Row) -> list[Path]:
+    """Return the files that a row is read from."""
+    return [row.path, *([row.audio] if row.audio else []), *row.sequences.values()]
+
+
+def _key(row: Row) -> str:
+    """Return what names the files of a row; rows that are parts of one file share it."""
+    return hashlib.sha256("\0".join(os.path.abspath(file) for file in _files(row)).encode()).hexdigest()[:24]
+
+
+def _stamp(row: Row) -> str:
+    """Return what changes when the files of a row, or the captions beside it, do."""
+    known = []
+    for file in [*_files(row), *sidecars_of(row.path)]:
+        try:
+            status = file.stat()
+            known.append(f"{file.name} {status.st_size} {status.st_mtime_ns}")
+        except OSError:
+            known.append(file.name)
+    return "; ".join(known)
+
+
+class _Journal:
+    """Outcomes by key: lines of a file, of which only the places are in memory, or (without a file) all in memory."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.places: dict[str, int] = {}
+        self.stamps: dict[str, str] = {}
+        self.held: dict[str, dict[str, Any]] = {}
+        self.synced = time.monotonic()
+
+    def __enter__(self) -> "_Journal":
+        if self.path is not None:
+            self.path.touch()
+            self.file = self.path.open("r+b")
+            place = 0
+            for line in self.file:
+                try:
+                    entry = json.loads(line)
+                except ValueError:  # half a line: the run was killed while it wrote
+                    break
+                if not line.endswith(b"\n"):
+                    break
+                self.places[entry["key"]], self.stamps[entry["key"]] = place, entry["stamp"]
+                place += len(line)
+            self.file.truncate(place)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.path is not None:
+            self.file.close()
+
+    def has(self, key: str, row: Row, out: Path) -> bool:
+        """Return whether the files of a row were done as they are now."""
+        if self.stamps.get(key) != _stamp(row):
+            return False
+        clip = self.get(key)["clip"]
+        return not clip or (out / clip).is_file()
+
+    def get(self, key: str) -> dict[str, Any]:
+        """Return an outcome."""
+        if self.path is None:
+            return self.held[key]
+        self.file.seek(self.places[key])
+        outcome: dict[str, Any] = json.loads(self.file.readline())
+        return outcome
+
+    def add(self, key: str, outcome: Mapping[str, Any]) -> None:
+        """Keep an outcome.
+
+        Raises:
+            TriptychError: If the disk is full.
+        """
+        if self.path is None:
+            self.held[key] = dict(outcome)
             return
-        with multiprocessing.get_context("spawn").Pool(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for outcome in pool.imap_unordered(work, jobs, chunksize=4):
-                yield outcome
-                bar.update()
+        line = json.dumps({"key": key, **outcome}, ensure_ascii=False).encode() + b"\n"
+        try:
+            self.places[key], self.stamps[key] = self.file.seek(0, os.SEEK_END), outcome["stamp"]
+            self.file.write(line)
+            self.file.flush()
+            if time.monotonic() - self.synced > SYNC:
+                os.fsync(self.file.fileno())
+                self.synced = time.monotonic()
+        except OSError as error:
+            raise TriptychError(f"{self.path} cannot be written: {error.strerror}.") from error
 
 
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _with_bar(
+    work: Any, jobs: list[int], workers: int | None, progress: bool, title: str
+) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    count = min(processors() if workers is None else max(workers, 1), len(jobs))
+    with tqdm(total=len(jobs), desc=title, unit="file", delay=2, disable=_silent(progress)) as bar:
+        for job, outcome in spread(work, jobs, count):
+            yield job, outcome
+            bar.update()
 
 
-def _prepare_file(
-    job: tuple[int, Path], rows: Rows, out: Path, encoding: Encoding, dry_run: bool
-) -> tuple[int, dict[str, Any]]:
-    """Probe (and re-encode) one file; what came of it is kept in the journal, so that it is done once."""
-    number, path = job
+def _silent(progress: bool) -> bool | None:
+    return None if progress else True
+
+
+def _lost(row: Row) -> dict[str, Any]:
+    error = f"{row.path}: the process that read it ended unexpectedly (out of memory, or a fault of the decoder)."
+    return {**_begun(row), "error": error}
+
+
+def _begun(row: Row) -> dict[str, Any]:
+    size = row.path.stat().st_size if row.path.is_file() else 0
+    return {"bytes": size, "stamp": _stamp(row), "error": "", "clip": "", "columns": {}}
+
+
+def _prepare_file(number: int, rows: Rows, out: Path, encoding: Encoding, dry_run: bool) -> dict[str, Any]:
+    """Probe (and re-encode) the file of a row."""
     row = rows.row(number)
-    key = hashlib.sha256(f"{row['path']}\0{row['start']}\0{row['end']}".encode()).hexdigest()[:24]
-    note = out / "journal" / f"{key}.json"
-    size = path.stat().st_size if path.is_file() else 0
-    stamp = f"{size} {path.stat().st_mtime_ns}" if size else ""
-    if not dry_run and note.is_file():
-        outcome: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
-        if outcome["stamp"] == stamp:
-            return number, outcome
-    outcome = {"bytes": size, "stamp": stamp, "error": "", "clip": "", "columns": {}}
+    outcome = _begun(row)
     try:
-        with Recording(path, audio=row.audio) as recording:
+        with row.whole_file() as recording:
             check(recording)
             if encoding.wanted and not dry_run and not recording.probe.still and recording.probe.video is not None:
-                clip = out / "clips" / f"{Path(row['path']).stem}-{key[:8]}.mp4"
+                clip = out / "clips" / f"{row.path.stem[:80]}-{_key(row)[:12]}.mp4"
                 encode(recording, clip, encoding)
                 outcome["clip"] = str(clip.relative_to(out))
-                captions = recording.timeline.captions
-                with Recording(clip) as encoded:
-                    encoded.caption(captions)
+                with Recording(clip, sequences=row.sequences) as encoded:
+                    encoded.caption(recording.timeline.captions)
                     outcome["columns"] = probe_columns(encoded, find_moments(encoded))
             else:
                 outcome["columns"] = probe_columns(recording, () if dry_run else find_moments(recording))
     except TriptychError as error:
         outcome["error"] = str(error)
-    if not dry_run:
-        with replacing(note) as place:
-            place.write_text(json.dumps(outcome, ensure_ascii=False), encoding="utf-8")
-    return number, outcome
+    return outcome
 
 
 def probe_rows(rows: Rows, workers: int | None = None, progress: bool = True) -> tuple[Rows, list[tuple[str, str]]]:
@@ -201,130 +329,100 @@ def probe_rows(rows: Rows, workers: int | None = None, progress: bool = True) ->
     Raises:
         TriptychError: If no file can be read.
     """
-    jobs = [(number, row.path) for number, row in enumerate(rows)]
-    work = partial(_probe_file, rows=rows)
-    done = dict(_run(work, jobs, workers if len(jobs) > 64 else 1, progress, "probe"))
-    bad = [
-        (str(rows.row(number).path), outcome["error"]) for number, outcome in sorted(done.items()) if outcome["error"]
-    ]
-    good = [number for number in range(len(rows)) if not done[number]["error"]]
+    keys = [_key(row) for row in rows]
+    jobs = {key: number for number, key in reversed(list(enumerate(keys)))}
+    todo = sorted(jobs.values())
+    done = {}
+    for number, outcome in _with_bar(
+        partial(_probe_file, rows=rows), todo, workers if len(todo) > 64 else 1, progress, "probe"
+    ):
+        done[keys[number]] = outcome or _lost(rows.row(number))
+    bad = [(str(rows.row(number).path), done[keys[number]]["error"]) for number in todo if done[keys[number]]["error"]]
+    good = [number for number, key in enumerate(keys) if not done[key]["error"]]
     if not good:
-        raise TriptychError(f"None of the {len(jobs)} files of {rows.source} can be read; the first: {bad[0][1]}")
-    columns = {name: [done[number]["columns"][name] for number in good] for name in done[good[0]]["columns"]}
+        raise TriptychError(f"None of the {len(todo)} files of {rows.source} can be read; the first: {bad[0][1]}")
+    columns = {name: [done[keys[number]]["columns"][name] for number in good] for name in MEASURED}
     return rows.select(good).with_columns(columns), bad
 
 
-def _probe_file(job: tuple[int, Path], rows: Rows) -> tuple[int, dict[str, Any]]:
-    number, path = job
+def _probe_file(number: int, rows: Rows) -> dict[str, Any]:
     try:
-        with Recording(path, audio=rows.row(number).audio) as recording:
-            return number, {"error": "", "columns": probe_columns(recording)}
+        with rows.row(number).whole_file() as recording:
+            return {"error": "", "columns": probe_columns(recording)}
     except TriptychError as error:
-        return number, {"error": str(error), "columns": {}}
+        return {"error": str(error), "columns": {}}
 
 
 def check(recording: Recording) -> None:
-    """Decode a little of the beginning, so that a file without a single good frame is found now.
+    """Decode a little of the beginning and of the end, so that a broken file, or half a file, is found now.
 
     Raises:
-        TriptychError: If nothing can be decoded.
+        TriptychError: If nothing can be decoded, or the file ends before its declared end.
     """
-    timeline = recording.timeline
-    if "video" in timeline.streams:
-        recording.frames([timeline.streams["video"].start], short_side=16)
-    if "audio" in timeline.streams:
-        start = timeline.streams["audio"].start
+    streams = recording.timeline.streams
+    if "video" in streams:
+        recording.frames([streams["video"].start, streams["video"].end], short_side=16)
+    if "audio" in streams:
+        start, end = streams["audio"].start, streams["audio"].end
         recording.waveform(start, start + 0.1, 8000)
+        recording.waveform(end - 0.1, end, 8000)
 
 
-def encode(recording: Recording, out: Path, encoding: Encoding) -> None:
-    """Write a recording as mp4: upright, square pixels, constant frame rate, from its second 0."""
+def encode(recording: Recording, out: Path, encoding: Encoding, longest: float | None = None) -> None:
+    """Write a recording as mp4: upright, square pixels, constant frame rate, its second 0 where it was.
+
+    Args:
+        recording: One with video.
+        out: The file.
+        encoding: What to change; pictures are never enlarged.
+        longest: Seconds of it that are written; all where None.
+    """
     probe = recording.probe
-    assert probe.video is not None
-    begin = probe.video[0]
     fps = Fraction(encoding.fps or probe.fps).limit_denominator(1001)
-    count = max(round((probe.video[1] - probe.video[0]) * fps), 1)
     short = min(encoding.short_side or min(probe.width, probe.height), min(probe.width, probe.height))
     short += short % 2
-
-    def pictures() -> Iterable[Any]:
-        for first in range(0, count, 64):
-            times = [begin + number / float(fps) for number in range(first, min(first + 64, count))]
-            yield from recording.frames(times, short_side=short)
-
-    sound, rate = None, int(encoding.audio_rate or probe.audio_rate or 16_000)
-    if probe.audio is not None:
-        sound = recording.waveform(probe.video[0], probe.video[0] + count / float(fps), rate)[:2]
-    write_video(out, pictures(), fps, sound, rate, crf=20, gop=encoding.gop or 250, preset="medium", fast_decode=True)
+    rate = encoding.audio_rate or aac_rate(probe.audio_rate)
+    end = recording.timeline.end if longest is None else min(longest, recording.timeline.end)
+    pictures = recording.pictures(float(fps), short, end)
+    sound = sound_of(recording, 0.0, end, rate)
+    write_video(out, pictures, fps, sound, rate, crf=20, gop=encoding.gop or 250, preset="medium", fast_decode=True)
 
 
-def find_moments(recording: Recording, rate: float = 16_000, hop: float = 0.02, most: int = 32) -> list[float]:
-    """Return the seconds of the loudest onsets of the sound, in order; none where there is no sound.
-
-    The energy of 20 ms steps, in decibels above the median; an onset is a rise to a local peak of 10 dB or more.
-    """
-    extent = recording.timeline.streams.get("audio")
-    if extent is None or extent.end - extent.start < 2 * hop:
-        return []
-    end = min(extent.end, extent.start + 3600.0)
-    return pick_peaks(recording.waveform(extent.start, end, rate).mean(dim=0), rate, hop, most, extent.start)
-
-
-def pick_peaks(sound: Float[Tensor, " samples"], rate: float, hop: float, most: int, start: float) -> list[float]:
-    """Return the seconds of the loudest onsets of a waveform that begins at ``start``; see ``find_moments``."""
-    step = round(rate * hop)
-    energy = sound[: len(sound) // step * step].view(-1, step).square().mean(dim=1).clamp(min=1e-10)
-    level = (10 * energy.log10()).numpy()
-    before = np.concatenate([np.full(3, level[0]), level])
-    floor = np.minimum.reduce([before[shift : shift + len(level)] for shift in range(3)])
-    rise = level - floor
-    peaks = [
-        place
-        for place in range(len(level))
-        if rise[place] >= 10 and rise[place] == rise[max(place - 5, 0) : place + 6].max()
-        and level[place] >= np.median(level)
-    ]  # fmt: skip
-    best = sorted(sorted(peaks, key=lambda place: -rise[place])[:most])
-    return [round(start + place * hop, 3) for place in best]
-
-
-def _places(row: Any, out: Path, outcome: dict[str, Any]) -> dict[str, str]:
-    """Return the row's paths relative to the collection; a re-encoded clip holds its own sound and span."""
+def _places(row: Row, out: Path, outcome: dict[str, Any]) -> dict[str, str]:
+    """Return the row's paths relative to the collection; a re-encoded clip holds its own sound."""
+    places = {SEQUENCE + name: os.path.relpath(path, out) for name, path in row.sequences.items()}
     if outcome["clip"]:
-        return {"path": outcome["clip"], "audio": "", "source_path": row["path"]}
-    places = {"path": os.path.relpath(row.path, out)}
-    if row.audio is not None:
-        places["audio"] = os.path.relpath(row.audio, out)
-    return places
+        places |= {"path": outcome["clip"], "source_path": row["path"]}
+        return places | ({"audio": ""} if row.audio else {})
+    places["path"] = os.path.relpath(row.path, out)
+    return places | ({"audio": os.path.relpath(row.audio, out)} if row.audio else {})
 
 
 def _estimate(summary: Summary, rows: Rows, encoding: Encoding, usable: list[int]) -> None:
-    """Re-encode a few seconds of some files to tell how long all would take, and how large they would be."""
+    """Re-encode the beginning of some files to tell how long all would take, and how large they would be."""
     if not encoding.wanted:
         return
-    import tempfile
-
     spent, seconds, size = 0.0, 0.0, 0
     with tempfile.TemporaryDirectory() as folder:
         for number in usable[:: max(len(usable) // TRIAL, 1)][:TRIAL]:
-            with rows.recording(number) as recording:
+            with rows.row(number).whole_file() as recording:
                 if recording.probe.video is None or recording.probe.still:
                     continue
                 began = time.process_time()
                 clip = Path(folder) / f"{number}.mp4"
-                encode(recording, clip, encoding)
+                encode(recording, clip, encoding, TRIAL_SECONDS)
                 spent += time.process_time() - began
-                seconds += recording.probe.duration
+                seconds += min(recording.probe.duration, TRIAL_SECONDS)
                 size += clip.stat().st_size
     if seconds:
-        summary.estimate_seconds = spent / seconds * summary.seconds / _processors()
+        summary.estimate_seconds = spent / seconds * summary.seconds / processors()
         summary.estimate_bytes = size / seconds * summary.seconds
 
 
-def _write_table(path: Path, lines: list[dict[str, Any]]) -> Path:
-    columns = list(dict.fromkeys(name for line in lines for name in line)) or ["path", "reason"]
+@contextmanager
+def _table(path: Path, columns: list[str]) -> Iterator["csv.DictWriter[str]"]:
+    """Write a CSV table, whole or not at all."""
     with replacing(path) as place, place.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n")
+        writer = csv.DictWriter(file, columns, restval="", lineterminator="\n", extrasaction="ignore")
         writer.writeheader()
-        writer.writerows(lines)
-    return path
+        yield writer

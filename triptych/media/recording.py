@@ -4,6 +4,7 @@ Second 0 of a recording is where its container starts to be presented, after edi
 to all its times (as some Matroska and MPEG files do) is taken off.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Ordered
 from contextlib import contextmanager
@@ -206,8 +207,15 @@ class Recording:
             self._check_end("picture", asked[-1], reader.stopped, self.probe.video)
         return torch.from_numpy(result)
 
-    def pictures(self, fps: float, short_side: int | None = None) -> Iterator[UInt8[Tensor, "height width 3"]]:
+    def pictures(
+        self, fps: float, short_side: int | None = None, end: float = math.inf
+    ) -> Iterator[UInt8[Tensor, "height width 3"]]:
         """Yield the picture shown at every k / ``fps`` from second 0 to the end of the video, decoding it once.
+
+        Args:
+            fps: Pictures a second.
+            short_side: As for ``frames``.
+            end: Second at which to stop.
 
         Raises:
             TriptychError: As ``frames``.
@@ -216,7 +224,7 @@ class Recording:
         extent = self.probe.video
         if extent is None:
             raise TriptychError(f"{self.name} has no picture.")
-        count = max(round(extent[1] * fps), 1)
+        count = max(round(min(extent[1], end) * fps), 1)
         with self._apart() as reader:
             number, last = 0, None
             for second, frame in reader.timed():
@@ -225,6 +233,8 @@ class Recording:
                     while number < count and second > number / fps + GRACE:
                         yield picture
                         number += 1
+                if number == count:
+                    return
                 last = frame
             if last is None or reader.stopped is None:
                 raise TriptychError(f"{self.name}: no picture can be decoded.")
