@@ -127,6 +127,7 @@ def pretrain(
     resume: Annotated[Path | None, Option(metavar="RUN", help="Continue this run exactly.")] = None,
     minutes: Annotated[float | None, Option(min=0.05, help="Fit the number of steps to this time.")] = None,
     dry_run: Annotated[bool, Option("--dry-run", help="Estimate time and memory; train nothing.")] = False,
+    tensorboard: Annotated[bool, Option("--tensorboard", help="Write event files to OUT/tensorboard, too.")] = False,
     device: Device = None,
 ) -> None:
     """Pretrain a method on unlabelled recordings, or continue an interrupted run."""
@@ -135,7 +136,7 @@ def pretrain(
     if resume is not None:
         if source or method or out or recipe or assignments or init or minutes:
             raise UsageError("--resume RUN takes everything from the run; give it alone.")
-        runs.resume(resume, device=device)
+        runs.resume(resume, device=device, tensorboard=tensorboard)
         return
     if source is None or method is None or out is None:
         raise UsageError("Give SOURCE, --method and --out (or --resume RUN).")
@@ -149,6 +150,7 @@ def pretrain(
         minutes=minutes,
         dry_run=dry_run,
         device=device,
+        tensorboard=tensorboard,
     )
 
 

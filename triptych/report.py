@@ -29,7 +29,6 @@ PLAIN = {
     "epoch",
     "round",
     "loss",
-    "lr",
     "gradient_norm",
     "rows_per_second",
     "waiting",
@@ -78,12 +77,13 @@ def write_page(
     """
     steps = [line for line in read_lines(run / "log.jsonl") if "loss" in line]
     terms = sorted({key for line in steps for key in line if key.startswith("loss.")})
-    rest = sorted({key for line in steps for key in line} - set(terms) - PLAIN)
+    rates = sorted({key for line in steps for key in line if key.split(".")[0] == "lr"})
+    rest = sorted({key for line in steps for key in line} - set(terms) - set(rates) - PLAIN)
     curves = [
         draw_curves(steps, ["loss"], "loss"),
         draw_curves(steps, terms, "terms of the loss"),
         *(draw_curves(steps, names, title) for title, names in _by_prefix(rest).items()),
-        draw_curves(steps, ["lr"], "learning rate"),
+        draw_curves(steps, rates, "learning rate"),
         draw_curves(steps, ["gradient_norm"], "norm of the gradient"),
         draw_curves(steps, ["rows_per_second"], "recordings a second"),
     ]
