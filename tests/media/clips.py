@@ -1,6 +1,6 @@
 """Clips whose frames carry their number as bars, so that a test can tell which frame it was given."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -34,13 +34,19 @@ def write(
     gop: int = 24,
     shift: float = 0.0,
     rotation: int = 0,
+    codec: str = "libx264",
+    parameters: str = "scenecut=0",
+    sound: Callable[["av.container.OutputContainer"], Callable[[], None]] | None = None,
 ) -> Path:
-    """Write a clip whose frame k is shown at ``times[k] + shift``; a negative shift gives an edit list in mp4."""
+    """Write a clip whose frame k is shown at ``times[k] + shift``; a negative shift gives an edit list in mp4.
+
+    ``sound`` adds a track before the header is written, and returns what writes it after the pictures.
+    """
     base = Fraction(1, 12_800)
     options = {"avoid_negative_ts": "disabled"} if shift < 0 else {}
     with av.open(str(path), "w", options=options) as container:
-        codec = {"bf": str(bframes), "threads": "1", "crf": "12", "x264-params": "scenecut=0"}
-        stream = container.add_stream("libx264", rate=25, options=codec)
+        given = {"bf": str(bframes), "threads": "1", "crf": "12", f"{codec.removeprefix('lib')}-params": parameters}
+        stream = container.add_stream(codec, rate=25, options=given)
         stream.height, stream.width = picture(0).shape[:2]
         stream.pix_fmt = "yuv420p"
         stream.gop_size = gop
@@ -48,13 +54,54 @@ def write(
         stream.time_base = base
         if rotation:
             stream.set_display_rotation(rotation)
+        finish = sound(container) if sound else None
         for number, second in enumerate(times):
             frame = av.VideoFrame.from_ndarray(picture(number), format="rgb24")
             frame.pts = round(second / base)
             frame.time_base = base
             _mux(container, stream.encode(frame), shift)
         _mux(container, stream.encode(None), shift)
+        if finish:
+            finish()
     return path
+
+
+def track(
+    samples: np.ndarray, rate: int, codec: str = "aac"
+) -> Callable[["av.container.OutputContainer"], Callable[[], None]]:
+    """Return a sound track (channels, samples) for ``write`` or ``write_sound``."""
+    layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(samples)]
+
+    def add(container: "av.container.OutputContainer") -> Callable[[], None]:
+        stream = container.add_stream(codec, rate=rate, layout=layout)
+
+        def finish() -> None:
+            resampler = av.AudioResampler(stream.codec_context.format.name, layout, rate)
+            for start in range(0, samples.shape[1], 1152):
+                part = np.ascontiguousarray(samples[:, start : start + 1152], np.float32)
+                frame = av.AudioFrame.from_ndarray(part, "fltp", layout)
+                frame.sample_rate, frame.pts, frame.time_base = rate, start, Fraction(1, rate)
+                for piece in resampler.resample(frame):
+                    container.mux(stream.encode(piece))
+            container.mux(stream.encode(None))
+
+        return finish
+
+    return add
+
+
+def write_sound(path: Path, samples: np.ndarray, rate: int, codec: str) -> Path:
+    """Write a sound file."""
+    with av.open(str(path), "w", format="adts" if path.suffix == ".aac" else None) as container:
+        track(samples, rate, codec)(container)()
+    return path
+
+
+def noise(seconds: float, rate: int, channels: int = 1) -> np.ndarray:
+    """Return noise that codecs keep, loud from the first sample on."""
+    rough = np.random.default_rng(0).standard_normal((channels, round(seconds * rate) + 64))
+    kernel = np.hanning(64) / np.hanning(64).sum()
+    return np.stack([np.convolve(line, kernel, "valid")[:-1] for line in rough]).astype(np.float32)
 
 
 def _mux(container: "av.container.OutputContainer", packets: list["av.Packet"], shift: float) -> None:

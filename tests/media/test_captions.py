@@ -1,12 +1,12 @@
 """Caption files, good and bad."""
 
+import os
 from pathlib import Path
 
+import av
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from triptych.media.captions import parse_cues, read_sidecars
+from triptych.media.captions import parse_cues, read_sidecars, sidecars_of
 from triptych.media.recording import Recording
 
 SRT = """1
@@ -58,9 +58,53 @@ def test_embedded_subtitles(data_dir: Path) -> None:
         assert recording.timeline.captions and "text" in recording.timeline.streams
 
 
-@pytest.mark.slow
-@settings(max_examples=300, deadline=None)
-@given(st.text() | st.lists(st.sampled_from(["00:00:01,0 --> 00:00:02,0", "1", "", "x <i>", "-->"])).map("\n".join))
-def test_garbage_never_raises(text: str) -> None:
-    for cue in parse_cues(text):
-        assert cue.end > cue.start and cue.text
+def test_embedded_subtitles_count_from_second_0(data_dir: Path, tmp_path: Path) -> None:
+    """A container may add an offset to all its times."""
+    path = data_dir / "decode_robustness" / "files" / "with_subtitles.mp4"
+    with av.open(str(path)) as source, av.open(str(tmp_path / "late.mp4"), "w") as late:
+        wanted = [source.streams.video[0], source.streams.subtitles[0]]
+        added = {stream.index: late.add_stream_from_template(stream) for stream in wanted}
+        for packet in source.demux(wanted):
+            if packet.size and packet.dts is not None and packet.pts is not None:
+                packet.pts += round(5 / packet.time_base)
+                packet.dts += round(5 / packet.time_base)
+                packet.stream = added[packet.stream.index]
+                late.mux(packet)
+    with av.open(str(tmp_path / "late.mp4")) as late:
+        assert late.start_time == 5_000_000
+    with Recording(path) as one, Recording(tmp_path / "late.mp4") as two:
+        for early, later in zip(one.timeline.captions, two.timeline.captions, strict=True):
+            assert later.text == early.text and later.start == pytest.approx(early.start, abs=0.06)
+
+
+def test_text_around_the_words() -> None:
+    text = "00:01.000 --> 00:02.000\n<v Ann>Fish &amp; chips&nbsp;{\\an8}<c.red>now</c>, 1 < 2 and 4 > 3"
+    (cue,) = parse_cues(text)
+    assert cue.text == "Fish & chips now, 1 < 2 and 4 > 3"
+    assert parse_cues(f"{'9' * 400}:00:01.000 --> 00:02.000\nlong ago") == ()
+
+
+def test_old_encodings(tmp_path: Path) -> None:
+    cue = "00:00:01,000 --> 00:00:02,000\nça va"
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "cp1252"):
+        (tmp_path / "clip.srt").write_bytes(cue.encode(encoding))
+        assert [one.text for one in read_sidecars(tmp_path / "clip.mp4", 4.0)] == ["ça va"], encoding
+
+
+def test_captions_of_another_recording_are_not_taken(tmp_path: Path) -> None:
+    for name in ("clip.mp4", "clip.two.mp4", "clip.two.srt", "clip.lecture.srt", "other.pt-BR.vtt", "other.en.srt"):
+        (tmp_path / name).write_text(SRT)
+    assert sidecars_of(tmp_path / "clip.mp4") == []
+    assert sidecars_of(tmp_path / "clip.two.mp4") == [tmp_path / "clip.two.srt"]
+    assert sidecars_of(tmp_path / "other.mp4") == [tmp_path / "other.en.srt", tmp_path / "other.pt-BR.vtt"]
+
+
+def test_a_folder_is_listed_once_for_all_its_recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("words")
+    os.utime(tmp_path, (1, 1))
+    listed = []
+    original = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda self: listed.append(self) or original(self))
+    for name in ("a", "b", "a"):
+        assert bool(sidecars_of(tmp_path / f"{name}.mp4")) == (name == "a")
+    assert len(listed) == 1

@@ -1,17 +1,17 @@
 """Sources: folders, manifests, splits; and preparing them."""
 
-import csv
+import os
 import pickle
-import shutil
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.media import clips
 from triptych.errors import TriptychError, UsageError
 from triptych.media.collection import Rows
-from triptych.media.prepare import Encoding, prepare_collection, probe_rows
+from triptych.media.prepare import probe_rows
 from triptych.media.recording import Recording
 
 TIMES = [k / 10 for k in range(20)]
@@ -106,48 +106,62 @@ def test_missing_and_empty_sources(tmp_path: Path) -> None:
         Rows.open(tmp_path)
 
 
-def test_prepare_quarantines_and_remembers(folder: Path, tmp_path: Path) -> None:
-    summary = prepare_collection(Rows.open(folder), tmp_path / "out", workers=1)
-    assert summary.recordings == 2 and [path for path, _ in summary.quarantined] == ["broken.mp4"]
-    with (tmp_path / "out" / "quarantine.csv").open() as file:
-        assert "cannot be opened" in next(csv.DictReader(file))["reason"]
-    rows = Rows.open(tmp_path / "out")
-    assert len(rows) == 2 and "probe" in rows.columns
+@pytest.mark.parametrize(
+    ("text", "captions"),
+    [
+        ('path,caption\na.mp4,a 5" screen\nb.mp4,two\nc.mp4,6" and 7"\n', ['a 5" screen', "two", '6" and 7"']),
+        ('path,caption\na.mp4,"x ""y"" z\nw"\n\nb.mp4,"1\n2\n\n3"\n', ['x "y" z\nw', "1\n2\n\n3"]),
+        ('path,caption\r\na.mp4,"one, two"\r\n\r\nb.mp4,\r\n', ["one, two", ""]),
+        ('path,caption\na.mp4,x"\n"b.mp4","y\n"" z"', ['x"', 'y\n" z']),
+        ("\ufeffpath,caption\n\na.mp4,last without an end", ["last without an end"]),
+    ],
+)
+def test_quotes_newlines_and_blank_lines(tmp_path: Path, text: str, captions: list[str]) -> None:
+    (tmp_path / "m.csv").write_text(text, newline="")
+    rows = Rows.open(tmp_path / "m.csv")
+    assert rows.column("caption") == captions == [row["caption"] for row in rows]
+
+
+def test_captions_longer_than_the_csv_module_allows(tmp_path: Path) -> None:
+    words = "word " * 40_000
+    (tmp_path / "m.csv").write_text(f"path,caption\na.mp4,{words}\n")
+    assert Rows.open(tmp_path / "m.csv").row(0)["caption"] == words
+
+
+def test_a_manifest_that_changes_under_a_worker_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text("path\na.mp4\n")
+    kept = pickle.dumps(Rows.open(path))
+    path.write_text("path\nother.mp4\n")
+    with pytest.raises(TriptychError, match=r"m\.csv was changed while it was in use"):
+        pickle.loads(kept)
+
+
+def test_numbers_that_are_none(tmp_path: Path) -> None:
+    (tmp_path / "m.csv").write_text("path,start\na.mp4,nan\n")
+    with pytest.raises(UsageError, match="'nan' in the column 'start' is no number"):
+        Rows.open(tmp_path / "m.csv").row(0).number("start")
+
+
+def test_names_and_folders_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.mp4")).write_bytes(b"")
+    with pytest.raises(UsageError, match="is no UTF-8; give the file another name"):
+        Rows.open(tmp_path)
+
+
+def test_precomputed_vectors_are_streams_of_probed_rows(folder: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "f.npy", np.zeros((2, 4), np.float32))
+    (tmp_path / "m.csv").write_text(f"path,stream:s3d\n{folder / 'b.mp4'},f.npy\n")
+    rows, _ = probe_rows(Rows.open(tmp_path / "m.csv"), workers=1)
     with rows.recording(0) as recording:
-        assert clips.read(recording.frames([1.0]).numpy()[0]) == 10
-
-
-def test_prepare_re_encodes_once(folder: Path, tmp_path: Path) -> None:
-    encoding = Encoding(short_side=24, gop=5, fps=10.0)
-    out = tmp_path / "out"
-    prepare_collection(Rows.open(folder), out, encoding, workers=1)
-    made = {path: path.stat().st_mtime_ns for path in (out / "clips").iterdir()}
-    assert len(made) == 2
-    prepare_collection(Rows.open(folder), out, encoding, workers=1)
-    with Rows.open(out).recording(0) as recording:
-        assert min(recording.probe.width, recording.probe.height) == 24
-        assert clips.read(recording.frames([1.0]).numpy()[0]) == 10
-    with pytest.raises(UsageError, match="prepared with other settings"):
-        prepare_collection(Rows.open(folder), out, Encoding(gop=9), workers=1)
-
-
-def test_prepare_of_nothing_usable(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "x.mp4").write_bytes(b"x")
-    with pytest.raises(TriptychError, match="None of the 1 files"):
-        prepare_collection(Rows.open(tmp_path / "in"), tmp_path / "out", workers=1)
-
-
-def test_dry_run_writes_nothing(folder: Path, tmp_path: Path) -> None:
-    summary = prepare_collection(Rows.open(folder), tmp_path / "out", Encoding(gop=5), workers=1, dry_run=True)
-    assert not (tmp_path / "out").exists() and summary.estimate_seconds is not None
-
-
-def test_a_moved_collection_still_works(folder: Path, tmp_path: Path) -> None:
-    prepare_collection(Rows.open(folder), tmp_path / "out", Encoding(gop=5), workers=1)
-    shutil.move(tmp_path / "out", tmp_path / "elsewhere")
-    with Rows.open(tmp_path / "elsewhere").recording(1) as recording:
-        assert recording.frames([0.5]).shape[0] == 1
+        assert recording.timeline.streams["s3d"].end == 2.0
+        assert recording.sequence("s3d", 0.0, 1.0).vectors.shape == (1, 4)
+    np.savez(tmp_path / "g.npz", vectors=np.zeros((2, 4)), times=np.zeros(3))
+    with (
+        Recording(folder / "b.mp4", sequences={"s3d": tmp_path / "g.npz"}) as recording,
+        pytest.raises(TriptychError, match=r"g\.npz: expected vectors \(steps, width\) and times \(steps\), found"),
+    ):
+        _ = recording.timeline
 
 
 @pytest.mark.slow

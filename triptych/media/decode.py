@@ -105,7 +105,7 @@ class VideoReader:
         """Yield the frames of one stretch: from the keyframe before it or, where that fails, from the first packet."""
         first, back, sought = wanted[0], 1.0 / self.tick, False
         target = first
-        while self._can_seek and target > (self.stream.start_time or 0) and not sought:
+        while self._can_seek and int(target) > (self.stream.start_time or 0) and not sought:
             packets = self._from_key(target, first, wanted[-1])
             if packets:
                 sought = True
@@ -126,19 +126,20 @@ class VideoReader:
                 while at + 1 < len(times) and times[at + 1] <= moment:
                     at += 1
                 chosen.setdefault(times[at], []).append(place)
-            missing = set(chosen)
+            missing, clean = set(chosen), True
             for frame in self._decode(packets, set(chosen)):
-                if not frame.is_corrupt:
-                    missing.discard(frame.pts or 0)
-                for place in chosen[frame.pts or 0]:
-                    yield place, frame
+                clean = clean and not frame.is_corrupt  # whatever comes after it may refer to it
+                if frame.pts in missing:
+                    missing.discard(frame.pts)
+                    for place in chosen[frame.pts]:
+                        yield place, frame
             if not missing or not whole:
-                return not missing
+                return clean and not missing
         # Without packet times, or where a wanted picture is damaged: decode all and take what is shown.
         return (yield from self._walk(packets, wanted, begin))
 
     def _decode(self, packets: "list[Packet[VideoStream]]", chosen: set[int]) -> Iterator[VideoFrame]:
-        """Yield the chosen frames; frames that nothing refers to are not decoded unless chosen."""
+        """Yield frames until all chosen ones are there; those that nothing refers to are not decoded unless chosen."""
         context, skipping, left = self.stream.codec_context, False, set(chosen)
         try:
             for packet in chain(packets, [None]):
@@ -147,9 +148,8 @@ class VideoReader:
                     context.skip_frame = "NONREF" if skip else "DEFAULT"
                     skipping = skip
                 for frame in self.medium.decode(self.stream, packet):
-                    if frame.pts in left:
-                        left.discard(frame.pts)
-                        yield frame
+                    left.discard(frame.pts)
+                    yield frame
                 if not left:
                     break
         finally:

@@ -51,5 +51,9 @@ def pick_onsets(level: Float[np.ndarray, " steps"], most: int) -> list[int]:
     before = np.concatenate([np.full(BEFORE, level[0]), level])
     rise = level - np.minimum.reduce([before[shift : shift + len(level)] for shift in range(BEFORE)])
     loud = np.flatnonzero((rise >= ONSET) & (level >= np.median(level)))
-    peaks = [int(place) for place in loud if rise[place] == rise[max(place - NEAR, 0) : place + NEAR + 1].max()]
+    peaks = []
+    for place in loud.tolist():
+        first = max(place - NEAR, 0)
+        if int(rise[first : place + NEAR + 1].argmax()) == place - first:  # the first of equals
+            peaks.append(place)
     return sorted(sorted(peaks, key=lambda place: -rise[place])[:most])
