@@ -1,16 +1,21 @@
-"""One contract over every method of the catalogue, on one decoded batch of the toy world."""
+"""One contract over every method of the catalogue, on one decoded batch of the toy world (and see ``test_house``)."""
 
 import importlib
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from torch import Tensor
 
-from triptych import catalog
-from triptych.batch import Batch
+from tests.processes import in_two_processes
+from triptych import catalog, distributed
+from triptych.batch import Batch, Clip
 from triptych.data.loader import Loader
 from triptych.data.text import Tokenizer
 from triptych.media.collection import Rows
@@ -18,6 +23,7 @@ from triptych.method import Clock, Facts, Method
 from triptych.model import model_tensors, read_model, write_model
 from triptych.recipe import Recipe, validate
 from triptych.toyworld.write import write_toyworld
+from triptych.training import loop, parallel
 
 ROWS = 8
 
@@ -39,25 +45,30 @@ def _complete(recipe: Recipe, rows: Rows) -> tuple[Recipe, Tokenizer | None]:
     return catalog.resolve(recipe.method).complete(recipe, facts), tokenizer
 
 
+@dataclass
 class Case:
     """A method, built small, and a batch for it."""
 
-    def __init__(self, name: str, rows: Rows) -> None:
-        recipe = importlib.import_module(catalog.CATALOG[name].target.split(":")[0]).small()
-        self.name = name
-        self.recipe, self.tokenizer = _complete(recipe, rows)
+    name: str
+    recipe: Recipe
+    tokenizer: Tokenizer | None
+    batch: Batch
+
+    @classmethod
+    def of(cls, name: str, rows: Rows) -> "Case":
+        small = importlib.import_module(catalog.CATALOG[name].target.split(":")[0]).small()
+        recipe, tokenizer = _complete(small, rows)
         loader = Loader(
             rows,
-            self.recipe.train,
-            self.recipe.batch.model_copy(update={"rows": ROWS, "accumulate": 1}),
+            recipe.train,
+            recipe.batch.model_copy(update={"rows": ROWS, "accumulate": 1}),
             seed=0,
-            tokenizer=self.tokenizer,
+            tokenizer=tokenizer,
             targets={"kind": tuple(sorted(set(rows.column("kind"))))},
             workers=0,
             device="cpu",
         )
-        batches: Iterator[Batch] = loader.epoch(0)
-        self.batch = next(batches)
+        return cls(name, recipe, tokenizer, next(loader.epoch(0)))
 
     def build(self, seed: int = 0) -> Method:
         torch.manual_seed(seed)
@@ -65,9 +76,29 @@ class Case:
         return method.train()
 
 
-@pytest.fixture(scope="module", params=list(catalog.CATALOG))
-def case(request: pytest.FixtureRequest, rows: Rows) -> Case:
-    return Case(request.param, rows)
+@pytest.fixture(scope="module")
+def cases(rows: Rows) -> dict[str, Case]:
+    return {name: Case.of(name, rows) for name in catalog.CATALOG}
+
+
+@pytest.fixture(params=list(catalog.CATALOG))
+def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
+    return cases[request.param]
+
+
+def _take(batch: Batch, places: Sequence[int] | Tensor) -> Batch:
+    """Return these rows of a batch."""
+    at = torch.as_tensor(places)
+
+    def cut(clip: Clip) -> Clip:
+        return Clip(clip.data[at], clip.length[at], clip.span[at], None if clip.times is None else clip.times[at])
+
+    return Batch(
+        views=tuple({stream: cut(clip) for stream, clip in view.items()} for view in batch.views),
+        rows=batch.rows[at],
+        drawn={name: value[at] for name, value in batch.drawn.items()},
+        targets={name: value[at] for name, value in batch.targets.items()},
+    )
 
 
 def _step(case: Case, method: Method, seed: int = 1) -> tuple[dict[str, Tensor], Tensor]:
@@ -88,8 +119,10 @@ def test_terms_are_finite_scalars_with_names(case: Case) -> None:
 def test_every_trainable_tensor_gets_a_gradient_and_no_other(case: Case) -> None:
     method = case.build()
     _step(case, method)[1].backward()
-    grouped = {name for group in method.parameter_groups() for name in group.parameters}
+    grouped = Counter(name for group in method.parameter_groups() for name in group.parameters)
+    assert set(grouped.values()) == {1}, "a parameter is in two groups"
     for name, parameter in method.named_parameters():
+        assert parameter.requires_grad is (name in grouped), name
         if name in grouped:
             assert parameter.grad is not None and parameter.grad.isfinite().all(), name
             assert parameter.grad.abs().sum() > 0, name
@@ -112,8 +145,15 @@ def test_the_loss_falls(case: Case) -> None:
 
 
 def test_same_seed_same_numbers(case: Case) -> None:
-    first, second = _step(case, case.build())[1], _step(case, case.build())[1]
-    assert torch.equal(first, second)
+    found = []
+    for _ in range(2):
+        method = case.build()
+        terms, total = _step(case, method)
+        total.backward()
+        found.append(terms | {name: p.grad for name, p in method.named_parameters() if p.grad is not None})
+    assert found[0].keys() == found[1].keys()
+    for name, value in found[0].items():
+        assert torch.equal(value, found[1][name]), name
 
 
 def test_a_model_survives_its_folder(case: Case, tmp_path: Path) -> None:
@@ -146,6 +186,105 @@ def test_features_and_vectors_have_the_promised_form(case: Case) -> None:
                 assert torch.allclose(vectors.norm(dim=-1), torch.ones(ROWS), atol=1e-5)
 
 
+class Served(Loader):
+    """The rows of one decoded batch, four a step, in the order of the epoch."""
+
+    batch: ClassVar[Batch]  # type: ignore[assignment]
+
+    def __init__(self, rows: Rows, *arguments: Any, **options: Any) -> None:
+        self.rows, self.device = rows, torch.device("cpu")
+        self.problems: list[tuple[str, str]] = []
+
+    def steps(self, order: Tensor | None = None) -> int:
+        return ROWS // 4
+
+    def epoch(self, epoch: int, order: Tensor | None = None, skip: int = 0) -> Iterator[Batch]:
+        places = {int(row): place for place, row in enumerate(Served.batch.rows)}
+        shuffled = torch.randperm(ROWS, generator=torch.Generator().manual_seed(epoch))
+        chosen = [places[int(row)] for row in (shuffled if order is None else order)]
+        for number in range(skip, len(chosen) // 4):
+            yield _take(Served.batch, chosen[4 * number : 4 * number + 4])
+
+    def sweep(self, rows: Any = None, batch_rows: int = 32) -> Iterator[Batch]:
+        yield Served.batch
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_run_goes_on_exactly_in_the_middle_of_an_epoch(
+    case: Case, rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "Loader", Served)
+    monkeypatch.setattr(Served, "batch", case.batch, raising=False)
+    changes = {"batch": {"rows": 4}, "steps": 3, "epochs": None, "checkpoint_steps": 1, "keep": 9, "log_steps": 1}
+    recipe = validate(Recipe, case.recipe.model_dump() | changes, case.name)
+
+    def train(out: Path) -> dict[str, Tensor]:
+        # Another seed after a restart: the start must come from the checkpoint, every draw from the place in the run.
+        method = case.build(seed=0 if out.name == "whole" else 1)
+        return load_file(loop.fit(method, recipe, rows, out, case.tokenizer) / "model.safetensors")
+
+    wanted = train(tmp_path / "whole")
+    kept = loop.checkpoint.find(tmp_path / "whole")
+    assert [folder.name[-1] for folder in kept] == ["0", "1", "2", "3"]
+    for step in (0, 1, 2):  # the beginning, in the middle, and at the end of the first epoch
+        (tmp_path / str(step) / "checkpoints").mkdir(parents=True)
+        (tmp_path / str(step) / "checkpoints" / kept[step].name).symlink_to(kept[step])
+        found = train(tmp_path / str(step))
+        assert found.keys() == wanted.keys()
+        for name, tensor in wanted.items():
+            assert torch.equal(found[name], tensor), (step, name)
+
+
+def _seen_together(rank: int, world: int, case: Case, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return terms and gradients of a rank's share of the batch, under the given draws."""
+    method = case.build()
+    module = parallel.wrap(method, "ddp", torch.device("cpu"))
+    mine = torch.arange(ROWS).tensor_split(world)[rank]
+    given = {name: value[mine] if value.ndim and len(value) == ROWS else value for name, value in draws.items()}
+    with method.given(given):
+        losses = module(_take(case.batch, mine), Clock())
+    losses.total.backward()
+    found = {f"loss {name}": distributed.average(term) for name, term in losses.terms.items()}
+    return found | {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
+
+
+def _all_methods(rank: int, cases: dict[str, Case], draws: dict[str, dict[str, Tensor]]) -> dict[str, Any]:
+    return {name: _seen_together(rank, 2, case, draws[name]) for name, case in cases.items()}
+
+
+def _draws(case: Case) -> dict[str, Tensor]:
+    """Return what the method draws for the whole batch, by name."""
+    method, found = case.build(), {}
+    inner: Callable[..., Tensor] = method.draw
+
+    def draw(name: str, sample: Callable[[], Tensor], shared: bool = False) -> Tensor:
+        found[name] = inner(name, sample, shared)
+        return found[name]
+
+    method.draw = draw  # type: ignore[method-assign]
+    _step(case, method)
+    return found
+
+
+@pytest.fixture(scope="module")
+def together(cases: dict[str, Case]) -> tuple[dict[str, dict[str, Tensor]], list[dict[str, dict[str, Tensor]]]]:
+    draws = {name: _draws(case) for name, case in cases.items()}
+    return draws, in_two_processes(_all_methods, cases, draws)
+
+
+def test_two_processes_see_together_what_one_does(case: Case, together: tuple[Any, Any]) -> None:
+    draws, ranks = together
+    alone = _seen_together(0, 1, case, draws[case.name])
+    scale = max(float(value.abs().max()) for name, value in alone.items() if not name.startswith("loss"))
+    for found in (rank[case.name] for rank in ranks):
+        assert found.keys() == alone.keys()
+        for name, value in alone.items():
+            allowed = 1e-5 * (float(value.abs()) if name.startswith("loss") else scale)
+            assert float((found[name] - value).abs().max()) <= allowed, name
+
+
 def test_streams_that_are_not_required_may_be_absent(case: Case) -> None:
     method = case.build()
     specs = case.recipe.train.views[0]
@@ -153,15 +292,34 @@ def test_streams_that_are_not_required_may_be_absent(case: Case) -> None:
         if spec.required or stream not in case.batch.views[0]:
             continue
         clip = case.batch.views[0][stream]
+        less = []
         for absent in (torch.arange(ROWS) < 3, torch.ones(ROWS, dtype=torch.bool)):
             emptied = type(clip)(clip.data, clip.length.masked_fill(absent, 0), clip.span, clip.times)
-            views = ({**case.batch.views[0], stream: emptied}, *case.batch.views[1:])
-            batch = Batch(views=views, rows=case.batch.rows, drawn=case.batch.drawn, targets=case.batch.targets)
+            less.append({**case.batch.views[0], stream: emptied})
+        without = {name: clip for name, clip in case.batch.views[0].items() if name != stream}
+        for view in [*less, *([without] if without else [])]:
+            batch = replace(case.batch, views=(view, *case.batch.views[1:]))
             method.zero_grad()
             losses = method(batch, Clock())
             losses.total.backward()
             assert losses.total.isfinite(), stream
             assert all(p.grad is None or p.grad.isfinite().all() for p in method.parameters()), stream
+
+
+def test_each_stream_is_answered_for_by_itself(case: Case) -> None:
+    method, view = case.build().eval(), case.batch.views[0]
+    with torch.inference_mode():
+        whole, spaces = method.features(view), method.embed(view)
+        for stream in view:
+            if stream not in whole:
+                continue
+            only = method.features({stream: view[stream]})
+            assert torch.allclose(only[stream].pooled, whole[stream].pooled, atol=1e-5), stream
+            assert not (set(view) - {stream}) & set(only)
+            for space, streams in method.embed({stream: view[stream]}).items():
+                assert set(streams) <= {stream}, space
+                for name, vectors in streams.items():
+                    assert torch.allclose(vectors, spaces[space][name], atol=1e-5), (space, name)
 
 
 @pytest.mark.parametrize("name", list(catalog.CATALOG))
