@@ -546,7 +546,7 @@ def _assign(data: Any, key: str, value: Any, assignment: str) -> None:
             place = place[part_key]
 
 
-def _read_mapping(path: Path) -> dict[str, Any]:
+def _read_mapping(path: Path) -> dict[Any, Any]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
