@@ -85,7 +85,7 @@ def test_rows_of_one_file_share_its_preparation(folder: Path, tmp_path: Path) ->
     manifest = folder / "m.csv"
     lines = [f"b.mp4,{start},{start + 0.5},part {start}\n" for start in (0.0, 0.5, 1.0, 7.0)]
     manifest.write_text("path,start,end,caption\n" + "".join(lines))
-    summary = prepare_collection(Rows.open(manifest), tmp_path / "out", Encoding(gop=5), workers=1)
+    summary = prepare_collection(Rows.open(manifest), tmp_path / "out", Encoding(fps=10.0), workers=1)
     assert summary.recordings == 3 and summary.seconds == pytest.approx(2.0, abs=0.2)
     assert len(list((tmp_path / "out" / "clips").iterdir())) == 1
     ((path, reason),) = summary.quarantined
@@ -93,7 +93,7 @@ def test_rows_of_one_file_share_its_preparation(folder: Path, tmp_path: Path) ->
     with Rows.open(tmp_path / "out").recording(1) as recording:
         assert (recording.timeline.start, recording.timeline.end) == (0.5, 1.0)
         assert recording.timeline.captions[0].text == "part 0.5"
-        assert clips.read(recording.frames([0.7]).numpy()[0]) == 7
+        assert clips.read(recording.frames([0.75]).numpy()[0]) == 7
 
 
 def test_second_0_stays_where_it_was(tmp_path: Path) -> None:

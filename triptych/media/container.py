@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import av
+from av.audio.stream import AudioStream
 from av.container import InputContainer
 from av.packet import Packet
 from av.video.stream import VideoStream
@@ -42,11 +43,16 @@ def open_container(place: str | Path | bytes, name: str) -> InputContainer:
 
 
 def main_video(container: InputContainer) -> VideoStream | None:
-    """Return the stream that is the video: the first that is no attached cover."""
+    """Return the stream that is the video: the first that is no attached cover and of a codec that is known."""
     for stream in container.streams.video:
-        if not int(stream.disposition) & int(av.stream.Disposition.attached_pic):
+        if stream.codec_context and not int(stream.disposition) & int(av.stream.Disposition.attached_pic):
             return stream
     return None
+
+
+def main_sound(container: InputContainer) -> AudioStream | None:
+    """Return the stream that is the sound: the first of a codec that is known."""
+    return next((stream for stream in container.streams.audio if stream.codec_context), None)
 
 
 class Medium:

@@ -55,9 +55,9 @@ class VideoReader:
         stream = main_video(self._container)
         if stream is None:
             raise TriptychError(f"{self.medium.name} has no picture.")
-        self.stream: VideoStream = stream
-        self.stream.thread_type = "SLICE"  # FRAME and AUTO can deadlock and delay frames
-        self.stream.codec_context.thread_count = 1
+        self._stream: VideoStream = stream
+        stream.thread_type = "SLICE"  # FRAME and AUTO can deadlock and delay frames
+        stream.codec_context.thread_count = 1
         assert stream.time_base is not None
         self.tick = float(stream.time_base)
         rate = stream.average_rate or stream.guessed_rate
@@ -65,10 +65,12 @@ class VideoReader:
         # AVI has no times but the order of packets, from which those of frames are guessed, often wrongly.
         self._by_order = self._container.format.name == "avi"
 
-    def _follow(self) -> None:
-        """Take the stream of the container anew if someone has opened the file again."""
+    @property
+    def stream(self) -> VideoStream:
+        """The stream; taken anew if someone has opened the file again, for one of a closed file must not be touched."""
         if self._container is not self.medium.container:
             self._take()
+        return self._stream
 
     # ------------------------------------------------------------------------------------------------ frames
 
@@ -191,7 +193,6 @@ class VideoReader:
         There are none where the file leads to a later place. What follows a keyframe but is shown before it may refer
         to what precedes it, so the keyframe must itself be shown by then.
         """
-        self._follow()
         if not self.medium.seek(self.stream, int(target)):
             return []
         packets = self._until(self.medium.demux(self.stream), last)
@@ -206,7 +207,6 @@ class VideoReader:
     def _from_start(self) -> "Iterator[Packet[VideoStream]]":
         """Yield all packets from the first on; seeks there where that leads to the very packet."""
         if not self.medium.fresh and self._first is not None:
-            self._follow()
             if self.medium.seek(self.stream, self._first[0]):
                 packets = self.medium.demux(self.stream)
                 packet = next(packets, None)
@@ -215,7 +215,6 @@ class VideoReader:
                     yield from packets
                     return
         self.medium.reopen()
-        self._follow()
         for number, packet in enumerate(self.medium.demux(self.stream)):
             if number == 0 and packet.dts is not None:
                 self._first = _identity(packet)

@@ -5,7 +5,7 @@ from typing import Any
 import av
 
 from triptych.errors import TriptychError
-from triptych.media.container import Medium, main_video
+from triptych.media.container import Medium, main_sound, main_video
 from triptych.media.decode import shown_size
 from triptych.media.timeline import Probe
 
@@ -34,27 +34,28 @@ def read_headers(medium: Medium, sound: Medium, rotation: int) -> Probe:
     Raises:
         TriptychError: If it holds neither pictures nor sound.
     """
-    picture = main_video(medium.container)
     known: dict[str, Any] = {}
     ends = [0.0]
+    picture = main_video(medium.container)
     if picture is not None:
         context = picture.codec_context
         width, height = shown_size(picture, context.width, context.height, rotation)
         if not (width and height):
             raise TriptychError(f"{medium.name}: its header says nothing of the size of the picture.")
+        known |= {"width": width, "height": height, "frames": picture.frames, "video_codec": context.name}
+        rate = float(picture.average_rate or picture.guessed_rate or 0)
         (start, end), packets = _extent(medium, picture)
-        still = is_still(medium) or (medium.container.format.name in PICTURES and packets == 1)
-        known |= {"still": still, "width": width, "height": height, "frames": picture.frames, "video": (start, end)}
-        known |= {"fps": _frame_rate(picture, end - start), "video_codec": context.name}
+        known["fps"] = rate if 0 < rate <= FASTEST else _counted_rate(known["frames"], end - start)
+        known["still"] = is_still(medium) or (medium.container.format.name in PICTURES and packets == 1)
+        known["video"] = (start, end)
         ends.append(end)
-    if sound.container.streams.audio:
-        stream = sound.container.streams.audio[0]
-        (start, end), _ = _extent(sound, stream)
-        known |= {"audio": (start, end), "audio_rate": stream.rate, "channels": stream.channels}
-        known["audio_codec"] = stream.codec_context.name
-        ends.append(end)
+    stream = main_sound(sound.container)
+    if stream is not None:
+        known |= {"audio_rate": stream.rate, "channels": stream.channels, "audio_codec": stream.codec_context.name}
+        known["audio"], _ = _extent(sound, stream)
+        ends.append(known["audio"][1])
     if len(ends) == 1:
-        raise TriptychError(f"{medium.name} holds neither pictures nor sound.")
+        raise TriptychError(f"{medium.name} holds neither pictures nor sound that can be decoded.")
     title = str(medium.container.metadata.get("title", "")).strip()
     return Probe(duration=max(ends), origin=medium.origin, title=title, **known)
 
@@ -65,7 +66,10 @@ def is_still(medium: Medium) -> bool:
 
 
 def _extent(medium: Medium, stream: Any) -> tuple[tuple[float, float], int | None]:
-    """Return where a stream begins and ends, and the number of its packets if they had to be walked over."""
+    """Return where a stream begins and ends, and the number of its packets if they had to be walked over.
+
+    The file may be opened anew for it: no stream that was got before may be touched after.
+    """
     tick, origin = float(stream.time_base), medium.origin
     start = 0.0 if stream.start_time is None else max(stream.start_time * tick - origin, 0.0)
     guessed = medium.container.format.name in UNMEASURED
@@ -78,20 +82,18 @@ def _extent(medium: Medium, stream: Any) -> tuple[tuple[float, float], int | Non
         declared = min(total / av.time_base, own) if own > start else total / av.time_base
     if declared is not None and not guessed:
         return (start, declared), None
+    index = stream.index
     if not medium.seek(stream, stream.start_time or 0):
         medium.reopen()
-        stream = medium.container.streams[stream.index]
+        stream = medium.container.streams[index]
     last, packets = medium.last_packet(stream)
     end = max(last - origin, start)
     return (start, declared if declared is not None and abs(declared - end) < NEAR else end), packets
 
 
-def _frame_rate(stream: av.VideoStream, seconds: float) -> float:
-    """Return frames a second; counted where the header's rate is missing or absurd."""
-    rate = float(stream.average_rate or stream.guessed_rate or 0)
-    if 0 < rate <= FASTEST:
-        return rate
-    return max(stream.frames, 1) / seconds if seconds > 0 else 25.0
+def _counted_rate(frames: int, seconds: float) -> float:
+    """Return frames a second where the header's rate is missing or absurd."""
+    return max(frames, 1) / seconds if seconds > 0 else 25.0
 
 
 def _clock(text: str) -> float:

@@ -3,11 +3,10 @@
 import multiprocessing
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
-
-import torch
 
 Job = TypeVar("Job")
 Outcome = TypeVar("Outcome")
@@ -96,7 +95,8 @@ class _Worker(Generic[Job]):
 def _serve(line: Connection, work: Callable[[Any], Any]) -> None:
     """Do what comes along the line until it breaks."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C reaches all; the parent decides what it means
-    torch.set_num_threads(1)
+    if "torch" in sys.modules:  # the work brought it along
+        sys.modules["torch"].set_num_threads(1)
     while True:
         try:
             job = line.recv()

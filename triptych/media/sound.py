@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from triptych.errors import TriptychError
-from triptych.media.container import Medium
+from triptych.media.container import Medium, main_sound
 
 PREROLL = 0.1
 """Seconds of sound decoded before the wanted ones, so that codecs with memory have settled."""
@@ -39,9 +39,10 @@ def read_sound(
     Raises:
         TriptychError: If the file has no sound.
     """
-    if not medium.container.streams.audio:
+    stream = main_sound(medium.container)
+    if stream is None:
         raise TriptychError(f"{medium.name} has no sound.")
-    result = torch.zeros(medium.container.streams.audio[0].channels, round((end - start) * rate))
+    result = torch.zeros(stream.channels, round((end - start) * rate))
     if result.shape[1] == 0:
         return result, None
     stretch: _Stretch | None = None
@@ -65,14 +66,15 @@ def _frames_from(medium: Medium, start: float) -> Iterator[tuple[float, AudioFra
     """Yield the frames from a little before ``start`` on, each with its second."""
     back = PREROLL
     while True:
-        stream = medium.container.streams.audio[0]
-        assert stream.time_base is not None
+        stream = main_sound(medium.container)
+        assert stream is not None and stream.time_base is not None
         tick = float(stream.time_base)
         beginning = (stream.start_time or 0) * tick - medium.origin
         sought = medium.seek(stream, int((start - back + medium.origin) / tick))
         if not sought:
             medium.reopen()
-            stream = medium.container.streams.audio[0]
+            stream = main_sound(medium.container)
+            assert stream is not None
         frames = _timed(medium, stream, beginning)
         first = next(frames, None)
         if first is None:
@@ -142,5 +144,7 @@ def _form(frame: AudioFrame) -> tuple[str, str, int]:
 
 
 def _samples(frame: AudioFrame) -> Float[np.ndarray, "channels samples"]:
-    planes = [np.frombuffer(memoryview(plane), np.float32, frame.samples) for plane in frame.planes]
-    return planes[0][None] if len(planes) == 1 else np.stack(planes)
+    # Beyond eight channels PyAV lists planes that are not there.
+    planes = frame.planes[: frame.layout.nb_channels]
+    lines = [np.frombuffer(memoryview(plane), np.float32, frame.samples) for plane in planes]
+    return lines[0][None] if len(lines) == 1 else np.stack(lines)
