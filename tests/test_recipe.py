@@ -58,6 +58,11 @@ def test_what_is_wrong_is_named(data: dict[str, object], message: str) -> None:
         validate(Recipe, small().model_dump() | data, "recipe.yaml")
 
 
+def test_half_a_character_is_refused_before_it_is_to_be_written() -> None:
+    with pytest.raises(UsageError, match="the value is no YAML"):
+        override(small(), ['batch.balance="\\ud800"'])
+
+
 def test_the_papers_numbers() -> None:
     recipe = paper()
     assert (recipe.optimizer.lr, recipe.batch.rows, recipe.epochs) == (5e-5, 128, 100)

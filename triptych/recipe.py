@@ -508,7 +508,7 @@ def override(recipe: Recipe, assignments: list[str]) -> Recipe:
         if not equals:
             raise UsageError(f"--set {assignment}: write key=value.")
         try:
-            value = yaml.safe_load(text)
+            value = _parse(text)
         except NOT_YAML as error:
             raise UsageError(f"--set {assignment}: the value is no YAML.") from error
         if isinstance(value, str):
@@ -554,12 +554,19 @@ def _read_mapping(path: Path) -> dict[Any, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{path} cannot be read as text: {error}.") from error
     try:
-        data = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        data = _parse(text, path.suffix == ".json")
     except NOT_YAML as error:
         reason = " ".join(str(error).split())
         raise UsageError(f"{path} is no valid {'JSON' if path.suffix == '.json' else 'YAML'}: {reason}.") from error
     if not isinstance(data, dict):
         raise UsageError(f"{path}: a recipe is a mapping of keys to values; this is a {type(data).__name__}.")
+    return data
+
+
+def _parse(text: str, as_json: bool = False) -> Any:
+    """Return what YAML or JSON says; raises one of ``NOT_YAML``, also for escapes that are half a character."""
+    data = json.loads(text) if as_json else yaml.safe_load(text)
+    json.dumps(data, ensure_ascii=False, skipkeys=True, default=str).encode("utf-8")
     return data
 
 
