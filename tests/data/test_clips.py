@@ -154,6 +154,16 @@ def test_sound_files_have_no_picture(tmp_path: Path) -> None:
     assert batch.views[0]["audio"].length.tolist() == [51]
 
 
+def test_sound_at_its_own_rate_may_be_missing(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30), (200, 0, 0)).save(tmp_path / "red.png")
+    view = {
+        "video": video(16),
+        "audio": StreamSpec(transform=AudioTransform(front_end="waveform"), required=False),
+    }
+    (batch,) = Loader(Rows.open(tmp_path), Viewing(windows=Aligned(seconds=0.5), views=(view,)), workers=0).sweep()
+    assert batch.views[0]["audio"].length.tolist() == [0] and batch.views[0]["video"].length.tolist() == [4]
+
+
 def test_the_published_recipe_of_lava_is_expressible(rows: Rows) -> None:
     specs = {
         "video": StreamSpec(

@@ -223,6 +223,16 @@ def test_ranks_together_see_what_one_process_sees(accumulate: int) -> None:
             assert torch.equal(a, torch.cat([b, c]))
 
 
+@pytest.mark.parametrize("batch", [BatchSpec(rows=4, repeat=3), BatchSpec(seconds=12.0), BatchSpec(rows=8, together=2)])
+def test_what_stands_in_for_a_broken_row_does_not_depend_on_ranks(batch: BatchSpec) -> None:
+    rows = Shelf(24, broken=frozenset(range(1, 20, 2)), seconds=(1.0, 2.0, 4.0))
+    alone = list(loader(rows, batch=batch).epoch(0))
+    ranks = [list(loader(rows, batch=batch, rank=rank, world=2).epoch(0)) for rank in (0, 1)]
+    for whole, left, right in zip(alone, *ranks, strict=True):
+        for a, b, c in zip(everything(whole), everything(left), everything(right), strict=True):
+            assert torch.equal(a, torch.cat([b, c]))
+
+
 def test_sizes_that_do_not_fit_are_wrong_usage() -> None:
     with pytest.raises(UsageError, match="multiple"):
         loader(rows_a_batch=6, world=4)

@@ -193,6 +193,12 @@ def test_a_row_without_a_required_stream_is_passed_over_and_else_has_length_0() 
     )
 
 
+def test_a_still_that_lasts_no_time_has_its_caption() -> None:
+    still = Timeline(0.0, 0.0, {"video": Extent(0.0, 0.0), "text": Extent(0.0, 0.0)}, (Caption("a frog", 0.0, 0.0),))
+    for windows in (Aligned(seconds=1.0), Aligned(), Whole()):
+        assert only(draw(still, windows, {"video": video(), "text": text()}), "text").text == "a frog"
+
+
 def test_a_row_of_a_manifest_keeps_within_its_seconds() -> None:
     row = Timeline(start=3.0, end=5.0, streams={"video": Extent(0.0, 9.0, 25.0)}, captions=(), moments=())
     starts = [only(draw(row, Aligned(seconds=1.0), {"video": video()}, seed=s), "video").start for s in range(100)]

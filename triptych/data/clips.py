@@ -199,7 +199,8 @@ def _read_sounds(recording: Recording, looks: Sequence[Look], filled: Filled) ->
         for stream, spec in look.view.items():
             if not isinstance(spec.transform, AudioTransform):
                 continue
-            rate = spec.rate or recording.timeline.streams["audio"].rate or 0.0
+            extent = recording.timeline.streams.get(stream)
+            rate = spec.rate or (extent and extent.rate) or 0.0  # without the stream there is nothing to read
             parts = [torch.zeros(span.steps) for span in look.spans[stream]]
             for part, span in zip(parts, look.spans[stream], strict=True):
                 pieces.setdefault(rate, []).extend((part, piece) for piece in span.pieces)

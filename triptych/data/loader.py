@@ -21,15 +21,15 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
-from tqdm import tqdm
 
 from triptych.batch import Batch
 from triptych.data.clips import Item, Look, RawBatch, collate, decode, finish, seeded
+from triptych.data.order import Order
 from triptych.data.text import Tokenizer
 from triptych.data.windows import draw_windows
 from triptych.errors import TriptychError, UsageError
 from triptych.media.collection import Rows
-from triptych.recipe import AudioTransform, BatchSpec, TextTransform, Viewing, Whole
+from triptych.recipe import AudioTransform, BatchSpec, TextTransform, Viewing
 
 ATTEMPTS = 20
 """Rows tried for one place of a batch before the loader gives up."""
@@ -48,11 +48,11 @@ class _Task:
     """What a worker decodes in one go: the rows of one micro-batch."""
 
     epoch: int
-    place: int
-    """Place of the first row in the epoch."""
     rows: tuple[int, ...]
     copies: tuple[int, ...]
     """Which draw of its row in this epoch each is."""
+    places: tuple[int, ...]
+    """Place of each in the epoch's order."""
     replace: bool
     """Whether another row takes the place of an unreadable one."""
 
@@ -118,11 +118,13 @@ class Loader:
         self.problems: list[tuple[str, str]] = []
         """Path and reason of the rows that could not be read or did not fit, each once."""
         self._known_problems: set[int] = set()
-        self._epoch_rows = epoch_rows or len(rows)
         self._check(tokenizer)
+        self._rows_in_order = (
+            None if batch is None else Order(rows, viewing, batch, seed, epoch_rows, world * batch.accumulate)
+        )
         self._targets = {name: _target(rows, name, classes) for name, classes in (targets or {}).items()}
-        self._worker = _Worker(rows, viewing, seed, tokenizer)
-        self._lengths: Tensor | None = None
+        together = 1 if batch is None else batch.repeat * batch.together
+        self._worker = _Worker(rows, viewing, seed, tokenizer, together)
         self._tasks = _Tasks()
         self._engine: DataLoader[Any] | None = None
         self._busy = False
@@ -155,17 +157,7 @@ class Loader:
         Raises:
             UsageError: If the data set is smaller than one batch.
         """
-        spec = self._spec()
-        if spec.rows is not None:
-            draws = (self._epoch_rows if order is None else len(order)) * spec.repeat * spec.together
-            steps = draws // spec.rows
-            what = f"a batch of {spec.rows} rows is more than the {draws} of an epoch"
-        else:
-            steps = len(self._batches_by_time(*self._draws(0, order), epoch=0))
-            what = f"there are fewer rows than the {self.world * spec.accumulate} parts of a batch"
-        if steps == 0:
-            raise UsageError(f"The data set has {len(self.rows)} rows: {what}; make the batch smaller.")
-        return steps
+        return self._order().steps(order)
 
     def epoch(self, epoch: int, order: Int[Tensor, " draws"] | None = None, skip: int = 0) -> Iterator[Batch]:
         """Yield this rank's micro-batches of an epoch.
@@ -182,21 +174,21 @@ class Loader:
             UsageError: If the data set is smaller than one batch.
             TriptychError: If more than half of the rows drawn could not be used, or a worker died.
         """
-        spec = self._spec()
-        self.steps(order)
-        rows, copies = self._draws(epoch, order)
-        if spec.rows is not None:
-            whole = len(rows) // spec.rows
-            batches = list(torch.arange(whole * spec.rows).view(whole, spec.rows))
-        else:
-            batches = self._batches_by_time(rows, copies, epoch)
+        chosen = self._order()
+        chosen.steps(order)
+        rows, copies = chosen.draws(epoch, order)
+        batches = chosen.batches(rows, epoch)
 
         def tasks() -> Iterator[_Task]:
             for places in batches[skip:]:
-                parts = places.tensor_split(self.world * spec.accumulate)
+                parts = places.tensor_split(chosen.parts)
                 for part in parts[self.rank :: self.world]:
                     yield _Task(
-                        epoch, int(part[0]), tuple(rows[part].tolist()), tuple(copies[part].tolist()), replace=True
+                        epoch,
+                        tuple(rows[part].tolist()),
+                        tuple(copies[part].tolist()),
+                        tuple(part.tolist()),
+                        replace=True,
                     )
 
         limit = max(len(rows) // self.world // 2, 1)
@@ -217,104 +209,17 @@ class Loader:
         chosen = torch.arange(len(self.rows)) if rows is None else torch.as_tensor(list(rows), dtype=torch.long)
         share = chosen.tensor_split(self.world)[self.rank]
         tasks = (
-            _Task(SWEEP, 0, tuple(part.tolist()), (0,) * len(part), replace=False)
+            _Task(SWEEP, tuple(part.tolist()), (0,) * len(part), (0,) * len(part), replace=False)
             for part in torch.split(share, batch_rows)
         )
         for result in self._run(tasks):
             if result.batch is not None:
                 yield finish(result.batch, self.viewing, self.device, self._targets)
 
-    def _spec(self) -> BatchSpec:
-        if self.batch is None:
+    def _order(self) -> Order:
+        if self._rows_in_order is None:
             raise UsageError("This loader was made for sweeps: it has no batch specification.")
-        return self.batch
-
-    def _draws(self, epoch: int, order: Tensor | None) -> tuple[Int[Tensor, " draws"], Int[Tensor, " draws"]]:
-        """Return the rows of an epoch in order, and which draw of its row in this epoch each is."""
-        spec = self._spec()
-        if order is None:
-            order = self._balanced(epoch, spec.balance) if spec.balance else self._shuffled(epoch)
-        rows = order.repeat_interleave(spec.repeat * spec.together)
-        by_row = rows.sort(stable=True)
-        first = torch.searchsorted(by_row.values, by_row.values)
-        copies = torch.empty_like(rows)
-        copies[by_row.indices] = torch.arange(len(rows)) - first
-        return rows, copies
-
-    def _shuffled(self, epoch: int) -> Int[Tensor, " draws"]:
-        """Return ``epoch_rows`` rows of the endless chain of shuffles: no row comes twice before all came once."""
-        total = len(self.rows)
-        if total == 0:
-            raise UsageError("The data set has no rows.")
-        first, last = epoch * self._epoch_rows, (epoch + 1) * self._epoch_rows
-        passes = range(first // total, (last - 1) // total + 1)
-        chain = torch.cat([torch.randperm(total, generator=seeded(self.seed, number, "order")) for number in passes])
-        start = first - passes[0] * total
-        return chain[start : start + self._epoch_rows]
-
-    def _balanced(self, epoch: int, column: str) -> Int[Tensor, " draws"]:
-        """Return an epoch in which every value of ``column`` comes equally often (but for rounding), shuffled."""
-        generator = seeded(self.seed, epoch, "order")
-        groups: dict[str, list[int]] = {}
-        for row, value in enumerate(self.rows.column(column)):
-            groups.setdefault(value, []).append(row)
-        share = -(-self._epoch_rows // len(groups))
-        drawn = []
-        for value in sorted(groups):
-            members = torch.tensor(groups[value])
-            rounds = -(-share // len(members))
-            drawn.append(
-                torch.cat([members[torch.randperm(len(members), generator=generator)] for _ in range(rounds)])[:share]
-            )
-        mixed = torch.stack(drawn, dim=1)  # each line has every value once
-        mixed = torch.cat([line[torch.randperm(len(line), generator=generator)] for line in mixed])
-        return mixed[: self._epoch_rows]
-
-    def _batches_by_time(self, rows: Tensor, copies: Tensor, epoch: int) -> list[Int[Tensor, " rows"]]:
-        """Return batches, as places in the epoch, of at most ``seconds`` in all and of rows of like length, shuffled.
-
-        Lengths count in steps of 0.1 s, and only rows of equal length trade places between epochs: all epochs have the
-        same number of batches.
-        """
-        spec = self._spec()
-        assert spec.seconds is not None
-        tenths = self._tenths()[rows]
-        parts = self.world * spec.accumulate
-        order = tenths.sort(stable=True).indices  # the epoch's own order decides among equals
-        limit, total = round(10 * spec.seconds), 0
-        batches: list[Tensor] = []
-        current: list[int] = []
-        for place, length in zip(order.tolist(), tenths[order].tolist(), strict=True):
-            if current and total + length > limit:
-                batches.append(torch.tensor(current))
-                current, total = [], 0
-            current.append(place)
-            total += length
-        batches.append(torch.tensor(current))
-        batches = [batch for batch in batches if len(batch) >= parts]
-        return [batches[place] for place in torch.randperm(len(batches), generator=seeded(self.seed, epoch, "batches"))]
-
-    def _tenths(self) -> Int[Tensor, " rows"]:
-        """Return the length of each row in tenths of a second, rounded up."""
-        if self._lengths is None:
-            numbers = tqdm(range(len(self.rows)), "measuring rows", delay=2, disable=None)
-            self._lengths = torch.tensor([math.ceil(10 * self._seconds(number) - 1e-6) for number in numbers])
-        relation = self.viewing.windows
-        longest = relation.longest if isinstance(relation, Whole) else relation.seconds
-        return self._lengths if longest is None else self._lengths.clamp(max=math.ceil(10 * longest - 1e-6))
-
-    def _seconds(self, number: int) -> float:
-        """Return the length of a row as its manifest tells it, else as its file does."""
-        row = self.rows.row(number)
-        start, end = row.number("start") or 0.0, row.number("end")
-        end = row.number("seconds") if end is None else end
-        if end is not None:
-            return end - start
-        try:
-            with self.rows.recording(number) as recording:
-                return recording.timeline.end - recording.timeline.start
-        except TriptychError:  # another row will take its place, of whatever length
-            return 0.0
+        return self._rows_in_order
 
     # ------------------------------------------------------------ who decodes
 
@@ -413,29 +318,33 @@ class _Tasks(Sampler[_Task]):
 class _Worker(Dataset[_Result]):
     """What a worker knows: everything but the order of rows."""
 
-    def __init__(self, rows: Rows, viewing: Viewing, seed: int, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, rows: Rows, viewing: Viewing, seed: int, tokenizer: Tokenizer | None, together: int) -> None:
         self.rows = rows
         self.viewing = viewing
         self.seed = seed
         self.tokenizer = tokenizer
+        self.together = together
+        """Draws of a row that stand next to each other."""
 
     def __getitem__(self, task: _Task) -> _Result:
         """Decode the rows of a task; errors that a person can act on come back as values, whole."""
         result = _Result()
         items: list[Item] = []
         try:
-            at = task.place
-            for row, group in groupby(zip(task.rows, task.copies, strict=True), key=lambda draw: draw[0]):
-                copies = [copy for _, copy in group]
-                items += self._read(task, row, copies, at, result)
-                at += len(copies)
+            draws = zip(task.rows, task.copies, task.places, strict=True)
+            # What is drawn in the place of a row must not depend on where a part of the batch begins.
+            for (row, first), group in groupby(draws, key=lambda draw: (draw[0], draw[2] - draw[1] % self.together)):
+                copies, places = zip(*((copy, place) for _, copy, place in group), strict=True)
+                items += self._read(task, row, copies, places, first, result)
         except TriptychError as error:
             return _Result(error=str(error))
         result.batch = collate(items) if items else None
         return result
 
-    def _read(self, task: _Task, row: int, copies: list[int], place: int, result: _Result) -> list[Item]:
-        """Return the items of all copies of a row, or of the row that takes its place."""
+    def _read(
+        self, task: _Task, row: int, copies: tuple[int, ...], places: tuple[int, ...], first: int, result: _Result
+    ) -> list[Item]:
+        """Return the items of all copies of a row, or of the row that takes its place; ``first`` names the draw."""
         for attempt in range(ATTEMPTS):
             try:
                 items = self._decode(row, copies, task.epoch)
@@ -450,14 +359,14 @@ class _Worker(Dataset[_Result]):
                 return []
             if attempt == 0:
                 result.failed += len(copies)
-                copies = [STAND_IN + place + number for number in range(len(copies))]
+                copies = tuple(STAND_IN + place for place in places)
             other = torch.randint(
-                len(self.rows), (), generator=seeded(self.seed, task.epoch, place, attempt, "instead")
+                len(self.rows), (), generator=seeded(self.seed, task.epoch, first, attempt, "instead")
             )
             row = int(other)
         raise TriptychError(f"{ATTEMPTS} rows in turn could not be used; the last, {self.rows.row(row).path}: {reason}")
 
-    def _decode(self, row: int, copies: list[int], epoch: int) -> list[Item] | None:
+    def _decode(self, row: int, copies: tuple[int, ...], epoch: int) -> list[Item] | None:
         with self.rows.recording(row) as recording:
             drawn = [
                 draw_windows(recording.timeline, self.viewing, seeded(self.seed, epoch, row, copy, "windows"))

@@ -423,11 +423,7 @@ class _Drawing:
 
     def _text_in(self, window: Window) -> Span:
         """Return a drawn caption among those that are said in the window or belong to the whole row."""
-        heard = [
-            caption
-            for caption in self.timeline.captions
-            if caption.start < window.end - TOLERANCE and caption.end > window.start + TOLERANCE
-        ]
+        heard = [caption for caption in self.timeline.captions if _meet(window, Window(caption.start, caption.end))]
         return _text_span(heard[self.dice.integer(len(heard))]) if heard else Span(window.start, window.end)
 
     def _finish(self, views: list[dict[Stream, tuple[Span, ...] | None]]) -> Drawn | None:
@@ -453,6 +449,12 @@ def _extent(timeline: Timeline, stream: Stream) -> Window:
     if stream == "video" and extent.rate is None:
         return Window(timeline.start, timeline.end)
     return Window(max(extent.start, timeline.start), min(extent.end, timeline.end))
+
+
+def _meet(one: Window, other: Window) -> bool:
+    """Return whether windows overlap; where one lasts no time (a still's), whether they touch."""
+    common = min(one.end, other.end) - max(one.start, other.start)
+    return common > (TOLERANCE if min(one.seconds, other.seconds) > TOLERANCE else -TOLERANCE)
 
 
 def _middle(caption: Caption) -> float:

@@ -108,6 +108,8 @@ class Medium:
                 return
             except av.error.EOFError:
                 return
+            except IndexError:  # a packet of a stream that the header did not name
+                continue
             except av.error.FFmpegError:
                 failures += 1
                 self.damaged.add((-1, place))

@@ -109,7 +109,8 @@ def _encoded(
     for number, block in enumerate(_blocks(waveform)):
         if stream is None:
             layout = "mono" if len(block) == 1 else "stereo"
-            stream = container.add_stream("aac", rate=rate, layout=layout)
+            # The quicker of the two coders: half the time, and no audible difference at this rate of bits.
+            stream = container.add_stream("aac", rate=rate, layout=layout, options={"aac_coder": "fast"})
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(block.numpy(), np.float32), "fltp", layout)
         frame.sample_rate = rate
         frame.pts = number * AAC_FRAME
