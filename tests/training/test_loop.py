@@ -435,6 +435,14 @@ def test_every_curve_is_in_the_log_and_terms_are_means_over_the_parts(rows: Rows
         assert line["seen"] == 2  # rows of a part
 
 
+def test_half_precision_is_autocast_over_weights_and_losses_in_float32(rows: Rows, tmp_path: Path) -> None:
+    half = _run(_recipe(precision="bfloat16", ema=None), rows, tmp_path / "half")
+    whole = _run(_recipe(ema=None), rows, tmp_path / "whole")
+    assert all(tensor.dtype == whole[name].dtype for name, tensor in half.items())
+    losses = [[line["loss"] for line in _log(tmp_path / name)] for name in ("half", "whole")]
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.2)
+
+
 def test_tensorboard_tells_losses_and_scores(rows: Rows, tmp_path: Path) -> None:
     reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     _run(_recipe(), rows, tmp_path / "run", tensorboard=True, watch=lambda method, clock: {"R@1": 2.0})
