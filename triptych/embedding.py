@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from triptych.batch import Batch, Clip, View
 from triptych.data.loader import Loader
+from triptych.data.segments import Segments, segment
 from triptych.data.text import Tokenizer
 from triptych.errors import TriptychError, UsageError
 from triptych.files import new_folder, replacing
@@ -265,7 +266,6 @@ def sweep_parts(
     parts: Iterable[Sequence[int]],
     viewing: Viewing,
     kinds: Sequence[str] = ("embed",),
-    batch_rows: int = 16,
     workers: int | None = None,
     progress: bool = True,
     title: str = "embed",
@@ -278,32 +278,38 @@ def sweep_parts(
         parts: Numbers of the rows of each part.
         viewing: How to look at them.
         kinds: ``embed`` and/or ``features``.
-        batch_rows: Recordings decoded together.
         workers: Decoding processes.
         progress: Whether to show a bar.
         title: What the bar is called.
     """
-    parts = list(parts)
+    parts = [list(part) for part in parts]
     paths = [row["path"] for row in rows]
     device = next(models[0].method.parameters()).device
-    total = sum(map(len, parts))
+    cut = segment(rows, [number for part in parts for number in part], viewing.windows, progress)
+    ends = np.searchsorted(np.cumsum(cut.begins == -np.inf), np.cumsum([len(part) for part in parts]), side="right")
     with (
-        Loader(rows, viewing, tokenizer=models[0].tokenizer, workers=workers, device=device) as loader,
-        tqdm(total=total, desc=title, unit="file", delay=2, disable=None if progress else True) as bar,
+        Loader(cut.rows, viewing, tokenizer=models[0].tokenizer, workers=workers, device=device) as loader,
+        tqdm(total=len(cut.rows), desc=title, unit="file", delay=2, disable=None if progress else True) as bar,
     ):
-        done = 0
-        for part in parts:
+        for begin, end in zip([0, *ends], ends, strict=False):
             known = len(loader.problems)
             pieces: list[dict[str, list[dict[str, Any]]]] = [{} for _ in models]
-            for batch in loader.sweep(part, batch_rows=batch_rows):
+            for batch in loader.sweep(range(begin, end), batch_rows=cut.together):
                 for model, found in zip(models, pieces, strict=True):
                     for piece in embed_batch(model.method, batch, viewing, kinds):
-                        found.setdefault(piece["space"], []).append(piece)
+                        found.setdefault(piece["space"], []).append(_of_rows(piece, cut))
                 bar.update(len(batch))
-            done += len(part)
-            bar.update(done - bar.n)  # those that could not be read count as well
+            bar.update(int(end) - bar.n)  # those that could not be read count as well
             tables = [{space: join(space, found, paths) for space, found in one.items()} for one in pieces]
-            yield Part(tables, loader.problems[known:])
+            yield Part(tables, list(dict(loader.problems[known:]).items()))
+
+
+def _of_rows(piece: dict[str, Any], cut: Segments) -> dict[str, Any]:
+    """Return a piece by the rows that its segments are of."""
+    numbers, starts = piece["numbers"], piece["spans"][:, 0]
+    kept = cut.first_told(numbers, starts) if piece["stream"] == "text" else np.ones(len(numbers), dtype=bool)
+    arrays = {name: piece[name][kept] for name in ("vectors", "spans", "crops")}
+    return {**piece, **arrays, "numbers": cut.of[numbers][kept]}
 
 
 def sweep_all(
@@ -311,7 +317,6 @@ def sweep_all(
     rows: Rows,
     viewing: Viewing | None = None,
     kinds: Sequence[str] = ("embed",),
-    batch_rows: int = 16,
     workers: int | None = None,
     progress: bool = True,
     problems: list[tuple[str, str]] | None = None,
@@ -325,7 +330,6 @@ def sweep_all(
         rows: The recordings.
         viewing: How to look at them; the models' own way where None.
         kinds: ``embed`` and/or ``features``.
-        batch_rows: Recordings decoded together.
         workers: Decoding processes.
         progress: Whether to show a bar.
         problems: Takes path and reason of the rows that could not be read.
@@ -333,7 +337,7 @@ def sweep_all(
     Raises:
         TriptychError: If no row could be read.
     """
-    options = (viewing or models[0].test, kinds, batch_rows, workers, progress)
+    options = (viewing or models[0].test, kinds, workers, progress)
     (part,) = sweep_parts(models, rows, [range(len(rows))], *options)
     if problems is not None:
         problems += part.problems
@@ -386,14 +390,14 @@ def sweep_to(
         places = [shards / f"{number:06d}" for number in range(-(-len(rows) // SHARD))]
         missing = [number for number, place in enumerate(places) if not place.is_dir()]
         parts = [range(number * SHARD, min((number + 1) * SHARD, len(rows))) for number in missing]
-        swept = sweep_parts([model], rows, parts, model.test, kinds, workers=workers, progress=progress)
+        swept = sweep_parts([model], rows, parts, model.test, kinds, workers, progress)
         for number, part in zip(missing, swept, strict=True):
             with new_folder(places[number]) as folder:
                 for space, table in part.tables[0].items():
                     if len(table):
                         table.save(folder / space.replace(":", "-"))
                 (folder / "problems.json").write_text(json.dumps(part.problems, ensure_ascii=False), encoding="utf-8")
-        problems = [problem for place in places for problem in json.loads((place / "problems.json").read_bytes())]
+        problems = [(path, why) for place in places for path, why in json.loads((place / "problems.json").read_bytes())]
         names = sorted({folder.parent.name for place in places for folder in place.glob("*/table.json")})
         if not names:
             shutil.rmtree(shards)
@@ -422,7 +426,7 @@ def _claim(out: Path, facts: Mapping[str, Any]) -> None:
     except ValueError as error:
         raise TriptychError(f"{path} is damaged: {error}; remove {out} and embed again.") from error
     for key, value in facts.items():
-        if known.get(key) != value:
+        if key not in ("model", "source") and known.get(key) != value:  # folders may move, what is in them may not
             raise UsageError(f"{out} was made with {key} {known.get(key)}, not {value}; choose another place.")
 
 

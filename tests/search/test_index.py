@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 
 from tests.media import clips
+from tests.tiny import tiny_lava
 from triptych.errors import TriptychError, UsageError
 from triptych.media.collection import Rows
-from triptych.search.index import Hit, Index, glob_to_regex, merge
+from triptych.model import Model, random_model
+from triptych.recipe import Grid
+from triptych.search.hits import Hit, clock, merge
+from triptych.search.index import Index, glob_to_regex
 
 FACTS = {"spaces": {"joint": "cosine"}, "model": "m", "fingerprint": "f"}
 
@@ -65,7 +69,14 @@ def test_overlapping_hits_become_the_best() -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "regex"),
-    [("*.mp4", r"^.*\.mp4$"), ("a?c", "^a.c$"), ("[ab]*", "^[ab].*$"), ("[!a]", "^[^a]$"), ("a+(b)", r"^a\+\(b\)$")],
+    [
+        ("*.mp4", r"^.*\.mp4$"),
+        ("a?c", "^a.c$"),
+        ("[ab]*", "^[ab].*$"),
+        ("[!a]", "^[^a]$"),
+        ("a+(b)", r"^a\+\(b\)$"),
+        ("[[^]", r"^[\[\^]$"),
+    ],
 )
 def test_patterns(pattern: str, regex: str) -> None:
     assert glob_to_regex(pattern) == regex
@@ -85,11 +96,13 @@ def test_what_is_no_index_is_told(tmp_path: Path) -> None:
     (tmp_path / "index.json").write_text('{"format": 99}')
     with pytest.raises(TriptychError, match="index format 99"):
         Index.open(tmp_path)
-    with pytest.raises(TriptychError, match="holds something"):
+    (tmp_path / "index.json").write_text("[]")
+    with pytest.raises(TriptychError, match="index format None"):
+        Index.open(tmp_path)
+    with pytest.raises(UsageError, match="holds something"):
         Index.create(tmp_path, FACTS)
 
 
-@pytest.mark.slow
 def test_large_indexes_use_cells_and_still_find(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     centres = rng.standard_normal((200, 16))
@@ -111,18 +124,32 @@ def test_large_indexes_use_cells_and_still_find(tmp_path: Path) -> None:
     assert found >= 95
 
 
-def test_a_folder_that_changes(tmp_path: Path) -> None:
-    """New, changed and removed files; what is unchanged is not read again."""
-    from tests.tiny import tiny_lava
-    from triptych.model import random_model
-
-    source = tmp_path / "source"
-    source.mkdir()
-    times = [k / 8 for k in range(32)]
-    for name in ("a.mp4", "b.mp4"):
-        clips.write(source / name, times)
+@pytest.fixture(scope="module")
+def model() -> Model:
     recipe, tokenizer = tiny_lava()
     model = random_model(recipe.method, recipe.config, recipe.test, tokenizer)
+    model.test = model.test.model_copy(update={"windows": Grid(seconds=2.0, count=None, stride=1.0)})
+    return model
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("a.mp4", "b.mp4"):
+        clips.write(source / name, [k / 8 for k in range(32)])
+    return source
+
+
+def _windows(index: Index) -> list[tuple[str, float, float]]:
+    """Return path and seconds of all vectors, in order."""
+    found = index._table("joint").to_arrow().to_pylist()
+    return sorted((row["path"], round(row["start"], 3), round(row["end"], 3)) for row in found)
+
+
+def test_a_folder_that_changes(source: Path, model: Model, tmp_path: Path) -> None:
+    """New, changed and removed files; what is unchanged is not read again."""
+    times = [k / 8 for k in range(32)]
     index = Index.create(tmp_path / "index", FACTS)
     assert index.update(model, Rows.open(source), workers=0)["added"] == 2
     first = index.count("joint")
@@ -137,3 +164,93 @@ def test_a_folder_that_changes(tmp_path: Path) -> None:
     assert paths == {"a.mp4", "c.mp4"}
     assert index.count("joint") < first
     assert index.update(model, Rows.open(source), workers=0)["unchanged"] == 3
+
+
+def test_an_interrupted_update_goes_on_without_doubles(
+    source: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed between the vectors and the list of files, and once more before the sample is taken."""
+    whole = Index.create(tmp_path / "whole", FACTS)
+    whole.update(model, Rows.open(source), workers=0)
+    index = Index.create(tmp_path / "index", FACTS)
+    for step in ("_register", "finish"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Index, step, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                index.update(model, Rows.open(source), workers=0)
+        index = Index.open(tmp_path / "index")
+        assert not index.meta["whole"]
+    assert index.update(model, Rows.open(source), workers=0)["unchanged"] == 2
+    assert _windows(index) == _windows(whole)
+    assert len(index.search({"joint": np.ones(16, dtype=np.float32)}, 5)) == 2
+
+
+def test_several_rows_of_a_file_are_its_parts(source: Path, model: Model, tmp_path: Path) -> None:
+    """Segments of one file are all taken in; captions of one clip are one part."""
+    manifest = source / "m.csv"
+    lines = ["a.mp4,0,2,x", "a.mp4,2,4,y", "a.mp4,2,4,z", "b.mp4,,,x"]
+    manifest.write_text("path,start,end,caption\n" + "\n".join(lines) + "\n")
+    index = Index.create(tmp_path / "index", FACTS)
+    assert index.update(model, Rows.open(manifest), workers=0)["added"] == 2
+    starts = [(path, round(start)) for path, start, _ in _windows(index)]
+    assert starts == [("a.mp4", 0), ("a.mp4", 2), ("b.mp4", 0), ("b.mp4", 1), ("b.mp4", 2)]
+    manifest.write_text("path,start,end,caption\n" + "\n".join([lines[0], lines[3]]) + "\n")
+    counts = index.update(model, Rows.open(manifest), workers=0)
+    assert (counts["changed"], counts["unchanged"]) == (1, 1)
+    assert [window for window in _windows(index) if window[0] == "a.mp4"] == [("a.mp4", 0.0, 2.0)]
+
+
+def test_a_long_recording_is_taken_in_by_parts_with_the_same_windows(
+    source: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips.write(source / "long.mp4", [k / 8 for k in range(101)])
+    found = {}
+    for most in (3, 32):
+        monkeypatch.setattr("triptych.data.segments.SEGMENT", most)
+        index = Index.create(tmp_path / f"by-{most}", FACTS)
+        index.update(model, Rows.open(source), workers=0)
+        found[most] = _windows(index)
+    assert found[3] == found[32] and len([window for window in found[3] if window[0] == "long.mp4"]) == 12
+
+
+def test_a_rare_stream_is_found_too(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    index = Index.create(tmp_path / "index", FACTS)
+    for stream, count in (("video", 9_000), ("audio", 2)):
+        paths = [f"{stream}-{n}.mp4" for n in range(count)]
+        columns = {"path": paths, "start": np.zeros(count), "end": np.ones(count), "stream": [stream] * count}
+        index.append("joint", rng.standard_normal((count, 4)).astype(np.float32), columns)
+    index.finish()
+    hits = index.search({"joint": np.ones(4, dtype=np.float32)}, 5, streams=["audio"])
+    assert {hit.path for hit in hits} == {"audio-0.mp4", "audio-1.mp4"}
+
+
+def test_neighbouring_windows_do_not_crowd_out_other_files(tmp_path: Path) -> None:
+    """The best 400 windows are of one file: the others are still found."""
+    index = Index.create(tmp_path / "index", FACTS)
+    near = np.tile([1.0, 0.0], (400, 1)) + 0.001 * np.arange(400)[:, None]
+    vectors = np.concatenate([near, [[0.5, 0.5], [0.4, 0.6], [0.0, 1.0]]]).astype(np.float32)
+    columns = {
+        "path": ["long.mp4"] * 400 + ["b.mp4", "c.mp4", "d.mp4"],
+        "start": [0.01 * n for n in range(400)] + [0.0] * 3,
+        "end": [5.0 + 0.01 * n for n in range(400)] + [2.0] * 3,
+        "stream": ["video"] * 403,
+    }
+    index.append("joint", vectors, columns)
+    index.finish()
+    hits = index.search({"joint": np.array([1.0, 0.0], dtype=np.float32)}, 3)
+    assert [hit.path for hit in hits] == ["long.mp4", "b.mp4", "c.mp4"]
+
+
+def test_pictures_have_their_second(tmp_path: Path) -> None:
+    index = Index.create(tmp_path / "index", FACTS)
+    columns = {"path": ["a.jpg", "b.mp4"], "start": [0.0, 0.0], "end": [0.0, 2.0], "stream": ["video"] * 2}
+    index.append("joint", np.eye(2, dtype=np.float32), columns)
+    index.finish()
+    query = {"joint": np.ones(2, dtype=np.float32)}
+    assert {hit.path for hit in index.search(query, between=(0.0, 1.0))} == {"a.jpg", "b.mp4"}
+    assert {hit.path for hit in index.search(query, between=(1.0, 3.0))} == {"b.mp4"}
+
+
+def test_seconds_as_people_write_them() -> None:
+    assert [clock(seconds) for seconds in (0, 59.96, 61.24, 3723.5)] == ["0:00.0", "1:00.0", "1:01.2", "1:02:03.5"]

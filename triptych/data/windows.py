@@ -362,7 +362,8 @@ class _Drawing:
         return Window(start, start + seconds)
 
     def _grid_view(self, relation: Grid, view: ViewSpec) -> dict[Stream, tuple[Span, ...] | None]:
-        present = [self.extents[stream] for stream in view if stream in self.extents] or [self.area]
+        seen = [stream for stream, spec in view.items() if spec.transform.kind != "text"]  # subtitles may outlast it
+        present = [self.extents[stream] for stream in seen if stream in self.extents] or [self.area]
         row = Window(min(extent.start for extent in present), max(extent.end for extent in present))
         spans: dict[Stream, tuple[Span, ...] | None] = {}
         for stream, spec in view.items():

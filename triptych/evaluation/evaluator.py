@@ -82,7 +82,7 @@ class Sweeps:
         if not self._made:
             models = list(self.models.values())
             kinds = ("embed", "features") if models[0].method.spaces else ("features",)
-            options = (self.viewing, kinds, 16, self.workers, self.progress, self.problems)
+            options = (self.viewing, kinds, self.workers, self.progress, self.problems)
             self._made = sweep_all(models, self.rows, *options)
         chosen = places_among(rows, self.rows)
         found = self._made[list(self.models).index(name)]

@@ -12,23 +12,20 @@ import numpy as np
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
-from tqdm import tqdm
 
 from triptych.embedding import EmbeddingTable, Looks, sweep_parts
 from triptych.errors import TriptychError, UsageError
 from triptych.files import replacing
 from triptych.media.collection import Rows
-from triptych.recipe import Grid, TextTransform, Viewing
+from triptych.recipe import TextTransform
 from triptych.search.hits import Hit, merge
 
-FORMAT = 1
+FORMAT = 2
 """Version of an index's folder."""
 FLAT = 20_000
 """Vectors of a space up to which every one is compared; beyond, IVF_FLAT cells are searched."""
 BATCH_ROWS = 256
 """Rows written in one transaction: few large writes keep the table fast."""
-SEGMENT = 32
-"""Windows of a long recording that are decoded together."""
 SAMPLE = 2_000
 """Vectors of each stream kept to tell what similarity is common."""
 KEPT = timedelta(minutes=10)
@@ -63,8 +60,11 @@ class Index:
             meta = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise TriptychError(f"{path} is damaged: {error}; build the index again.") from error
-        if meta.get("format") != FORMAT:
-            raise TriptychError(f"{folder} has index format {meta.get('format')}; this version reads {FORMAT}.")
+        found = meta.get("format") if isinstance(meta, dict) else None
+        if found != FORMAT:
+            raise TriptychError(
+                f"{folder} has index format {found}; this version reads format {FORMAT}: build the index again."
+            )
         return cls(folder, meta, _lancedb().connect(str(folder / "vectors")))
 
     @classmethod
@@ -169,21 +169,20 @@ class Index:
         """Embed files and write their vectors; return path and reason of those that cannot be read."""
         if not files:
             return []
-        parts, windows = _segments(rows, [number for numbers, _ in files.values() for number in numbers], model.test)
-        ends = {path: place for place, path in enumerate(row["path"] for row in parts)}
-        ranges = [range(first, min(first + BATCH_ROWS, len(parts))) for first in range(0, len(parts), BATCH_ROWS)]
+        numbers = [(path, number) for path, (rows_of, _) in files.items() for number in rows_of]
+        parts = [numbers[first : first + BATCH_ROWS] for first in range(0, len(numbers), BATCH_ROWS)]
+        last = dict(numbers)
         seen = model.test.views[0]
         view = {stream: spec for stream, spec in seen.items() if not isinstance(spec.transform, TextTransform)}
         viewing = model.test.model_copy(update={"views": (view,)})
-        batch_rows = max(4 * SEGMENT // windows, 1)
-        swept = sweep_parts([model], parts, ranges, viewing, ("embed",), batch_rows, workers, progress, "index")
+        ranges = [[number for _, number in part] for part in parts]
+        swept = sweep_parts([model], rows, ranges, viewing, ("embed",), workers, progress, "index")
         unreadable: dict[str, str] = {}
-        for numbers, part in zip(ranges, swept, strict=True):
-            for space, table in part.tables[0].items():
+        for part, made in zip(parts, swept, strict=True):
+            for space, table in made.tables[0].items():
                 self.append(space, np.asarray(table.vectors), _columns(table))
-            unreadable |= dict(part.problems)
-            done = [path for path, end in ends.items() if numbers.start <= end < numbers.stop]
-            self._register({path: files[path][1] for path in done})
+            unreadable |= dict(made.problems)
+            self._register({path: files[path][1] for path, number in part if last[path] == number})
         return list(unreadable.items())
 
     def append(self, space: str, vectors: Float[np.ndarray, "rows dim"], columns: Mapping[str, Any]) -> None:
@@ -376,41 +375,6 @@ def _stamp(path: Path) -> str:
     except OSError:
         return "missing"
     return f"{status.st_size} {status.st_mtime_ns}"
-
-
-def _segments(rows: Rows, numbers: Sequence[int], viewing: Viewing) -> tuple[Rows, int]:
-    """Return the rows, those of long recordings in parts of ``SEGMENT`` windows, and the windows of the longest part.
-
-    The windows are those of the whole: a part begins where the window after the last one's begins.
-    """
-    grid = viewing.windows
-    assert isinstance(grid, Grid) and grid.seconds is not None, "an index looks through windows of one length"
-    stride = grid.stride or grid.seconds
-    most = 1
-    parts = []
-    for number in tqdm(numbers, "measure", unit="file", delay=2, disable=None):
-        row = rows.row(number)
-        start, end = _extent(rows, number)
-        count = max(math.ceil((end - start - grid.seconds) / stride - 1e-6), 0) + 1
-        most = max(most, min(count, SEGMENT))
-        if count <= SEGMENT:
-            parts.append(row.values)
-            continue
-        for first in range(0, count, SEGMENT):
-            begin = start + first * stride
-            until = begin + (SEGMENT - 1) * stride + grid.seconds
-            last = first + SEGMENT >= count
-            parts.append({**row.values, "start": repr(begin), "end": repr(end if last else until)})
-    return Rows.build(parts, rows.root, rows.source), most
-
-
-def _extent(rows: Rows, number: int) -> tuple[float, float]:
-    """Return the seconds of a row; none where its file cannot be read, which the sweep will tell."""
-    try:
-        with rows.recording(number) as recording:
-            return recording.timeline.start, recording.timeline.end
-    except (TriptychError, OSError):
-        return 0.0, 0.0
 
 
 def _columns(table: EmbeddingTable) -> dict[str, Any]:
