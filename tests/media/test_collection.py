@@ -10,6 +10,7 @@ import pytest
 
 from tests.media import clips
 from triptych.errors import TriptychError, UsageError
+from triptych.media import lines
 from triptych.media.collection import Rows
 from triptych.media.prepare import probe_rows
 from triptych.media.recording import Recording
@@ -116,7 +117,11 @@ def test_missing_and_empty_sources(tmp_path: Path) -> None:
         ("\ufeffpath,caption\n\na.mp4,last without an end", ["last without an end"]),
     ],
 )
-def test_quotes_newlines_and_blank_lines(tmp_path: Path, text: str, captions: list[str]) -> None:
+@pytest.mark.parametrize("chunk", [7, 1 << 24])
+def test_quotes_newlines_and_blank_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, captions: list[str], chunk: int
+) -> None:
+    monkeypatch.setattr(lines, "CHUNK", chunk)
     (tmp_path / "m.csv").write_text(text, newline="")
     rows = Rows.open(tmp_path / "m.csv")
     assert rows.column("caption") == captions == [row["caption"] for row in rows]

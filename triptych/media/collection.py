@@ -185,7 +185,7 @@ class Rows:
             rows = cls(text, tuple(columns), offsets, root, source)
             rows._json = True
         else:
-            header = next(csv.reader([text.slice(int(offsets[0]), int(offsets[1]), source).lstrip("\ufeff")]))
+            header = _csv_row(text.slice(int(offsets[0]), int(offsets[1]), source).lstrip("\ufeff"), source, 0)
             rows = cls(text, tuple(name.strip() for name in header), offsets[1:], root, source)
             if len(rows) == 0:
                 raise UsageError(f"{source} has a header and no rows.")
@@ -211,7 +211,7 @@ class Rows:
             values = {key: _as_text(value) for key, value in self._json_values(line).items()}
         else:
             raw = self._text.slice(int(self._offsets[line]), int(self._offsets[line + 1]), self.source)
-            fields = next(csv.reader(io.StringIO(raw)), [])
+            fields = _csv_row(raw, self.source, line + 1)
             if len(fields) > len(self.columns):
                 raise UsageError(
                     f"{self.source}, row {line + 1}: {len(fields)} values for {len(self.columns)} columns; "
@@ -247,10 +247,16 @@ class Rows:
         starts, ends = self._offsets[self._index].tolist(), self._offsets[self._index + 1].tolist()
         path = self.columns.index("path")
         lines = (self._text.slice(start, end, self.source) for start, end in zip(starts, ends, strict=True))
-        for number, fields in enumerate(csv.reader(lines)):
-            if len(fields) > len(self.columns) or len(fields) <= path or not fields[path]:
-                self.row(number)  # says what is wrong
-            yield fields
+        number = 0
+        try:
+            for fields in csv.reader(lines):
+                if len(fields) > len(self.columns) or len(fields) <= path or not fields[path]:
+                    self.row(number)  # says what is wrong
+                yield fields
+                number += 1
+        except csv.Error:
+            self.row(number)
+            raise
 
     def select(self, chosen: Int[Tensor, " rows"] | Ordered[int]) -> "Rows":
         """Return the rows at these places, in this order."""
@@ -366,6 +372,14 @@ def find_media(folder: Path) -> Iterator[Path]:
                 yield path
 
     yield from walk(folder)
+
+
+def _csv_row(raw: str, source: str, number: int) -> list[str]:
+    try:
+        return next(csv.reader([raw]), [])
+    except csv.Error as error:
+        where = f"row {number}" if number else "the header"
+        raise UsageError(f"{source}, {where} is no CSV ({error}); lines end with a newline.") from error
 
 
 def _json_row(text: Text, offsets: Tensor, line: int, source: str) -> dict[str, Any]:

@@ -62,60 +62,78 @@ class Text:
 
 
 def line_starts(text: Text, quotes: bool) -> Int[Tensor, " ends"]:
-    """Return where each line begins that is not blank, and where the last one ends.
+    """Return where each line begins that is not empty, and where the last one ends.
 
     Args:
         text: The manifest.
         quotes: Whether a newline inside a quoted CSV field ends no line.
     """
-    size = len(text.data)
-    breaks, odd = [np.zeros(1, dtype=np.int64)], []
-    marks = 0  # quotes so far
-    for begin in range(0, size, CHUNK):
-        block = np.frombuffer(text.data[begin : begin + CHUNK], dtype=np.uint8)
+    data = np.frombuffer(text.data, dtype=np.uint8)
+    breaks, doubtful = [np.zeros(1, dtype=np.int64)], []
+    marks, before = 0, np.zeros(1, dtype=np.int64)  # quotes so far, and before the line that is not yet over
+    for begin in range(0, len(data), CHUNK):
+        block = data[begin : begin + CHUNK]
         ends = np.flatnonzero(block == NEWLINE)
         breaks.append(ends + begin + 1)
         if quotes:
             places = np.flatnonzero(block == QUOTE)
-            odd.append((np.searchsorted(places, ends) + marks) % 2)
+            before = np.append(before[-1:], np.searchsorted(places, ends) + marks)
+            ordinal = marks + np.arange(len(places)) - before[np.searchsorted(ends, places)]
+            doubtful.append(_misplaced(data, places + begin, ordinal % 2 == 0))
+            odd = (before[1:] - before[:-1]) % 2 == 1
+            doubtful.append(ends[odd] + begin)
             marks += len(places)
     starts = np.concatenate(breaks)
-    if quotes and marks:
-        parity = np.concatenate([[0], *odd])  # of the quotes before each line
-        torn = np.flatnonzero(parity[1:] != parity[:-1])  # lines with an odd number of quotes
-        if marks % 2 != parity[-1]:
-            torn = np.append(torn, len(starts) - 1)
-        starts = np.delete(starts, _continued(text.data, np.append(starts, size), torn))
-    blank = np.zeros(len(starts), dtype=bool)
-    following = np.append(starts[1:], size)
-    for place in np.flatnonzero(following - starts <= 2):
-        blank[place] = not bytes(text.data[starts[place] : following[place]]).strip()
-    return torch.from_numpy(np.append(starts[~blank], size)).share_memory_()
+    if marks:
+        places = np.concatenate(doubtful)
+        if (marks - before[-1]) % 2:
+            places = np.append(places, len(data) - 1)
+        lines = np.unique(np.searchsorted(starts, places, side="right") - 1)
+        starts = np.delete(starts, _continued(text.data, np.append(starts, len(data)), lines))
+    following = np.append(starts[1:], len(data))
+    empty = np.zeros(len(starts), dtype=bool)
+    for line in np.flatnonzero(following - starts <= 2):
+        empty[line] = not bytes(text.data[starts[line] : following[line]]).strip(b"\r\n")
+    return torch.from_numpy(np.append(starts[~empty], len(data))).share_memory_()
 
 
-def _continued(data: memoryview, starts: np.ndarray, torn: np.ndarray) -> list[int]:
+def _misplaced(data: np.ndarray, places: np.ndarray, opening: np.ndarray) -> np.ndarray:
+    """Return the quotes that cannot do what their turn says: open a field, close it, or stand doubled in it.
+
+    Args:
+        data: All bytes.
+        places: Of the quotes.
+        opening: Whether it is each one's turn to open a field, if those before it in its line did what was theirs.
+    """
+    before = np.where(places > 0, data[places - 1], NEWLINE)
+    after = np.where(places + 1 < len(data), data[np.minimum(places + 1, len(data) - 1)], NEWLINE)
+    fits = np.where(opening, np.isin(before, (COMMA, NEWLINE, QUOTE)), np.isin(after, (COMMA, NEWLINE, RETURN, QUOTE)))
+    return places[~fits]
+
+
+def _continued(data: memoryview, starts: np.ndarray, doubtful: np.ndarray) -> list[int]:
     """Return the lines that begin inside a quoted field.
 
-    Only lines with an odd number of quotes can open one and leave it open, or close it. A quote that does not stand at
-    the beginning of a field opens none: it is a letter, as of 5" screens.
+    Only ``doubtful`` lines, with an odd number of quotes or with a misplaced one, can open a field and leave it open. A
+    quote that does not stand at the beginning of a field opens none: it is a letter, as of 5" screens.
     """
     continued: list[int] = []
-    opened: int | None = None
-    for line in torn.tolist():
-        inside = _ends_inside(bytes(data[starts[line] : starts[line + 1]]), opened is not None)
-        if opened is not None and not inside:
-            continued += range(opened + 1, line + 1)
-            opened = None
-        elif opened is None and inside:
-            opened = line
-    if opened is not None:
-        continued += range(opened + 1, len(starts) - 1)
+    done = -1
+    for line in doubtful.tolist():
+        if line <= done:
+            continue
+        done = line
+        while _ends_inside(bytes(data[starts[done] : starts[done + 1]]), inside=done > line):
+            if done == len(starts) - 2:
+                break
+            done += 1
+            continued.append(done)
     return continued
 
 
 def _ends_inside(line: bytes, inside: bool) -> bool:
-    """Return whether the end of a line of CSV lies in a quoted field."""
-    begins = True  # a field may begin here
+    """Return whether the end of a line of CSV lies in a quoted field, if its beginning does or not."""
+    begins = not inside  # a field may begin here
     for byte in line:
         if inside:
             inside = byte != QUOTE  # a doubled quote closes and opens again
