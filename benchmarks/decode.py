@@ -4,7 +4,9 @@ A clip is 16 frames at 8 fps scaled to a short side of 128 pixels, with its soun
 ``medium``, GOP 250, default B-frames, 40 s, AAC. Every reader uses one thread; the same random clips in turn, the
 medians of CPU time, and ratios of those medians within this run.
 
-    python benchmarks/decode.py [--clips 40] [--rounds 0] [--robustness DIR]
+Frames are wrong if another one is shown at that time: counted on files whose frames carry their number.
+
+    python benchmarks/decode.py [--clips 40] [--asked 1000] [--rounds 200 --robustness DIR]
 """
 
 import argparse
@@ -15,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -128,6 +131,76 @@ def cost(readers: dict[str, Reader], path: Path, clips: int) -> dict[str, float]
     return {name: 1000 * statistics.median(times) for name, times in spent.items()}
 
 
+BITS, CELL = 8, 16
+
+
+def numbered(number: int) -> np.ndarray:
+    """Draw a number in black and white cells, with something moving below."""
+    picture = np.zeros((3 * CELL, BITS * CELL, 3), np.uint8)
+    for bit in range(BITS):
+        picture[:CELL, bit * CELL : (bit + 1) * CELL] = 235 if number >> bit & 1 else 20
+    picture[CELL:, number * 3 % (BITS * CELL - 8) :][:, :8] = 200
+    return picture
+
+
+def write_numbered(
+    path: Path, times: list[float], shift: float = 0.0, rotation: int = 0, codec: str = "libx264"
+) -> Path:
+    """Write a file whose frame k is shown at ``times[k] + shift``; in mp4 a negative shift gives an edit list."""
+    base = Fraction(1, 12_800)
+    options = {"bf": "2", "threads": "1", "crf": "12"}
+    if codec == "libx265":
+        options["x265-params"] = "open-gop=1:log-level=none:pools=none:frame-threads=1"
+    with av.open(str(path), "w", options={"avoid_negative_ts": "disabled"} if shift < 0 else {}) as container:
+        stream = container.add_stream(codec, rate=25, options=options)
+        stream.height, stream.width, stream.pix_fmt, stream.gop_size = 3 * CELL, BITS * CELL, "yuv420p", 24
+        stream.codec_context.time_base = stream.time_base = base
+        if rotation:
+            stream.set_display_rotation(rotation)
+        frames = [av.VideoFrame.from_ndarray(numbered(number), format="rgb24") for number in range(len(times))]
+        for second, frame in zip([*times, None], [*frames, None], strict=True):
+            if frame is not None and second is not None:
+                frame.pts, frame.time_base = round(second / base), base
+            for packet in stream.encode(frame):
+                packet.pts = (packet.pts or 0) + round(shift / packet.time_base)
+                packet.dts = (packet.dts or 0) + round(shift / packet.time_base)
+                container.mux(packet)
+    return path
+
+
+def count_wrong(path: Path, times: list[float], turns: int, asked: int) -> int:
+    """Ask for random frames, a few at a time from a file opened anew, and count those that are not the ones shown."""
+    rng = random.Random(0)
+    wrong = 0
+    for _ in range(asked // 8):
+        start = rng.uniform(-0.3, times[-1] + 0.2)
+        seconds = [start + k / 8 for k in range(7)] + [max(rng.choice(times), 0.0)]
+        with Recording(path) as recording:
+            frames = recording.frames(seconds).numpy()
+        for second, frame in zip(seconds, frames, strict=True):
+            row = np.rot90(frame, turns)[:CELL].mean(axis=(0, 2))
+            shown = sum(int(row[round((bit + 0.5) * CELL)] > 128) << bit for bit in range(BITS))
+            wrong += shown != max((k for k, begin in enumerate(times) if begin <= max(second, 0.0) + 1e-6))
+    return wrong
+
+
+def check_frames(root: Path, asked: int) -> None:
+    """Print the wrong frames of each kind of file."""
+    even = [k / 25 for k in range(100)]
+    steps = random.Random(0).choices((0.02, 0.04, 0.11, 0.3), k=99)
+    uneven = [0.0, *np.cumsum(steps).round(2).tolist()]
+    cases = {
+        "constant rate": (write_numbered(root / "even.mp4", even), even, 0),
+        "variable rate": (write_numbered(root / "uneven.mkv", uneven), uneven, 0),
+        "cut (edit list)": (write_numbered(root / "cut.mp4", even, shift=-0.48), [second - 0.48 for second in even], 0),
+        "offset": (write_numbered(root / "late.mkv", even, shift=5.0), even, 0),
+        "rotated": (write_numbered(root / "turned.mp4", even, rotation=90), even, 3),
+        "open groups (HEVC)": (write_numbered(root / "open.mp4", even, codec="libx265"), even, 0),
+    }
+    for name, (path, times, turns) in cases.items():
+        print(f"{name}: {count_wrong(path, times, turns, asked)} of {asked // 8 * 8} frames wrong")
+
+
 def check_robustness(folder: Path, rounds: int) -> None:
     """Open every odd file again and again; memory and open files must not grow."""
     files = sorted((folder / "files").iterdir())
@@ -142,39 +215,47 @@ def check_robustness(folder: Path, rounds: int) -> None:
                         recording.waveform(0.0, min(end, 1.0), RATE)
             except TriptychError:
                 continue
-        if number in (rounds // 10, rounds - 1):
+        if number in (rounds // 10, rounds // 2, rounds - 1):
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
             opened = len(list(Path("/proc/self/fd").iterdir()))
             print(f"round {number + 1}: peak memory {peak:.0f} MiB, {opened} open files")
 
 
+def compare(root: Path, clips: int) -> None:
+    """Print the cost of a clip by each reader, and what preparing saves."""
+    readers: dict[str, Reader] = {"triptych": ours, "plain PyAV": plain}
+    other = load_torchcodec()
+    if other is not None:
+        readers["torchcodec exact"] = other
+    for name, height, bframes in (("240p", 240, None), ("720p", 720, None), ("240p without B-frames", 240, 0)):
+        path = write(root / f"{name}.mp4", height, bframes)
+        found = cost(readers, path, clips)
+        best = min(value for who, value in found.items() if who != "triptych")
+        shown = ", ".join(f"{who} {value:.1f} ms" for who, value in found.items())
+        print(f"{name}: {shown}; ratio to the better {found['triptych'] / best:.2f}")
+        if name == "720p":
+            raw = found["triptych"]
+            only = Rows.build([{"path": path.name}], root, "one")
+            prepare_collection(only, root / "out", Encoding(short_side=256, gop=30), workers=1, progress=False)
+            (clip,) = (root / "out" / "clips").iterdir()
+            after = cost({"triptych": ours}, clip, clips)["triptych"]
+            print(f"720p after prepare --short-side 256 --gop 30: {after:.1f} ms; ratio {after / raw:.3f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=40)
+    parser.add_argument("--asked", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--robustness", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, PyAV {av.__version__}")
-    readers: dict[str, Reader] = {"triptych": ours, "plain PyAV": plain}
-    other = load_torchcodec()
-    if other is not None:
-        readers["torchcodec exact"] = other
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        for name, height, bframes in (("240p", 240, None), ("720p", 720, None), ("240p without B-frames", 240, 0)):
-            path = write(root / f"{name}.mp4", height, bframes)
-            found = cost(readers, path, options.clips)
-            best = min(value for who, value in found.items() if who != "triptych")
-            shown = ", ".join(f"{who} {value:.1f} ms" for who, value in found.items())
-            print(f"{name}: {shown}; ratio to the better {found['triptych'] / best:.2f}")
-            if name == "720p":
-                raw = found["triptych"]
-                only = Rows.build([{"path": path.name}], root, "one")
-                prepare_collection(only, root / "out", Encoding(short_side=256, gop=30), workers=1, progress=False)
-                (clip,) = (root / "out" / "clips").iterdir()
-                after = cost({"triptych": ours}, clip, options.clips)["triptych"]
-                print(f"720p after prepare --short-side 256 --gop 30: {after:.1f} ms; ratio {after / raw:.3f}")
+        if options.clips:
+            compare(Path(folder), options.clips)
+        if options.asked:
+            check_frames(Path(folder), options.asked)
     if options.robustness and options.rounds:
         check_robustness(options.robustness, options.rounds)
 

@@ -64,7 +64,8 @@ def test_edit_list(tmp_path: Path) -> None:
     path = clips.write(tmp_path / "clip.mp4", CONSTANT, shift=-0.48)
     with Recording(path) as recording:
         first, later = recording.frames([0.0, 1.0]).numpy()
-    assert (clips.read(first), clips.read(later)) == (12, 37)
+        (before,) = recording.frames([-0.3]).numpy()
+    assert [clips.read(frame) for frame in (before, first, later)] == [12, 12, 37]
 
 
 @pytest.mark.parametrize("rotation", [90, 180, 270])

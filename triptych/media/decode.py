@@ -105,16 +105,16 @@ class VideoReader:
 
     def _stretch(self, wanted: list[float], begin: int) -> Iterator[tuple[int, VideoFrame]]:
         """Yield the frames of one stretch: from the keyframe before it or, where that fails, from the first packet."""
-        first, back, sought = wanted[0], 1.0 / self.tick, False
-        target = first
-        while self._can_seek and int(target) > (self.stream.start_time or 0) and not sought:
-            packets = self._from_key(target, first, wanted[-1])
+        start, back, sought = self.stream.start_time or 0, 1.0 / self.tick, False
+        target, last = wanted[0], max(wanted[-1], start)
+        while self._can_seek and int(target) > start and not sought:
+            packets = self._from_key(target, wanted[0], last)
             if packets:
                 sought = True
                 if (yield from self._pick(packets, wanted, begin, whole=False)):
                     return
             target, back = target - back, 2 * back  # the file led to a place after the keyframe: try further back
-        whole = self._until(self._from_start(), wanted[-1])
+        whole = self._until(self._from_start(), last)
         if (yield from self._pick(whole, wanted, begin, whole=True)) and sought:
             self._can_seek = False  # what some decoders need is said in the first packets only
 

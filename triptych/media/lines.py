@@ -15,6 +15,10 @@ from triptych.errors import TriptychError, UsageError
 CHUNK = 1 << 24
 """Bytes that are looked at in one go."""
 QUOTE, COMMA, NEWLINE, RETURN = 34, 44, 10, 13
+BEFORE, AFTER = np.zeros((2, 256), dtype=bool)
+BEFORE[[COMMA, NEWLINE, QUOTE]] = True
+AFTER[[COMMA, NEWLINE, RETURN, QUOTE]] = True
+"""Bytes that may stand before a quote that opens a field, and after one that closes it."""
 
 
 class Text:
@@ -105,9 +109,11 @@ def _misplaced(data: np.ndarray, places: np.ndarray, opening: np.ndarray) -> np.
         places: Of the quotes.
         opening: Whether it is each one's turn to open a field, if those before it in its line did what was theirs.
     """
-    before = np.where(places > 0, data[places - 1], NEWLINE)
-    after = np.where(places + 1 < len(data), data[np.minimum(places + 1, len(data) - 1)], NEWLINE)
-    fits = np.where(opening, np.isin(before, (COMMA, NEWLINE, QUOTE)), np.isin(after, (COMMA, NEWLINE, RETURN, QUOTE)))
+    fits = np.where(opening, BEFORE[data[places - 1]], AFTER[data[np.minimum(places + 1, len(data) - 1)]])
+    if len(places) and places[0] == 0:
+        fits[0] = True
+    if len(places) and places[-1] == len(data) - 1:
+        fits[-1] = not opening[-1] or BEFORE[data[-2:-1]].all()
     return places[~fits]
 
 
