@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tests.processes import in_two_processes
 from triptych import catalog, distributed
+from triptych.api import measures, runs
 from triptych.batch import Batch, Clip
 from triptych.data.loader import Loader
 from triptych.data.text import Tokenizer
@@ -331,3 +332,17 @@ def test_recipes_survive_yaml(name: str, which: str) -> None:
         return
     recipe = getattr(module, which)()
     assert validate(Recipe, yaml.safe_load(recipe.to_yaml()), which) == recipe
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("name", ["lava"])
+def test_training_beats_random_weights(name: str, tmp_path: Path) -> None:
+    """In retrieval between words and each other stream, beyond both intervals; for all methods by ``make bench``."""
+    world = write_toyworld(tmp_path / "world", recordings=300, seed=1, difficulty=0.3, progress=False)
+    runs.pretrain(world, name, tmp_path / "run", "small", ["steps=150", "batch.rows=32"])
+    results = measures.evaluate(tmp_path / "run", world, ["retrieval"], baseline=False)
+    learnt, random = results.scores[str(tmp_path / "run")], results.scores[f"random:{name}"]
+    for stream in ("audio", "video"):
+        for key in (f"retrieval text to {stream} R@10", f"retrieval {stream} to text R@10"):
+            assert learnt[key].low > random[key].high, key

@@ -55,6 +55,9 @@ def _lava(rank: int, world: int, kind: str, *changes: str) -> Found:
     found = {f"gradient of {n}": parallel.whole(p.grad) for n, p in method.named_parameters() if p.grad is not None}
     found |= {f"loss {name}": distributed.average(term) for name, term in losses.terms.items()}
     method.after_step(Clock())
+    with torch.no_grad():  # evaluation during training, of sharded parameters too
+        vectors = method.eval().embed(view)["joint"]
+    found |= {f"vectors of {stream}": distributed.gather(x, "detached") for stream, x in vectors.items()}
     return found | {f"kept {name}": parallel.whole(tensor) for name, tensor in model_tensors(method).items()}
 
 
