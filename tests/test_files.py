@@ -71,7 +71,7 @@ def test_what_was_there_stays_where_writing_fails(tmp_path: Path, error: BaseExc
 def test_a_place_that_cannot_be_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for write in (replacing, new_folder):
-        with pytest.raises(TriptychError, match=r"file/x cannot be written: (Not a directory|File exists); what was there before"):
+        with pytest.raises(TriptychError, match=r"file/x cannot be written: (Not a directory|File exists);"):
             with write(tmp_path / "file" / "x"):
                 raise AssertionError("never reached")
     with pytest.raises(TriptychError, match="exists already"), new_folder(tmp_path):

@@ -335,7 +335,7 @@ def test_recipes_survive_yaml(name: str, which: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", ["lava"])
 def test_training_beats_random_weights(name: str, tmp_path: Path) -> None:
     """In retrieval between words and each other stream, beyond both intervals; for all methods by ``make bench``."""
