@@ -49,14 +49,15 @@ def enlarge(base: np.ndarray, count: int, seed: int) -> np.ndarray:
         ]
         mixed = mixed + 0.5 * rng.standard_normal(mixed.shape, dtype=np.float32) @ spread.T
         parts.append((mixed @ turn).astype(np.float32))
-    x = np.concatenate(parts)
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
+        parts[-1] /= np.linalg.norm(parts[-1], axis=1, keepdims=True)
+    return np.concatenate(parts)
 
 
 def independent(count: int, seed: int) -> np.ndarray:
     """Return ``count`` unit vectors without structure."""
     x = np.random.default_rng(seed).standard_normal((count, DIM), dtype=np.float32)
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    return x
 
 
 def measure(name: str, vectors: np.ndarray, queries: np.ndarray) -> None:
