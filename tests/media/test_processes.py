@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,3 +42,11 @@ def test_an_error_of_ours_is_raised_and_leaving_early_ends_the_processes() -> No
 
 def _pid(number: int) -> int:
     return os.getpid()
+
+
+def test_a_script_without_a_guard_is_told_what_to_do(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("from triptych.media.processes import spread\nlist(spread(abs, range(4), 2))\n")
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "if __name__ ==" in ended.stderr.splitlines()[-1]

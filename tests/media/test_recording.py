@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from av.video.stream import VideoStream
 
 from tests.media import clips
 from triptych.errors import TriptychError
@@ -68,6 +69,7 @@ def test_edit_list(tmp_path: Path) -> None:
     assert [clips.read(frame) for frame in (before, first, later)] == [12, 12, 37]
 
 
+@pytest.mark.skipif(not hasattr(VideoStream, "set_display_rotation"), reason="PyAV before 18 cannot write it")
 @pytest.mark.parametrize("rotation", [90, 180, 270])
 def test_rotation(tmp_path: Path, rotation: int) -> None:
     path = clips.write(tmp_path / "clip.mp4", CONSTANT, rotation=rotation)
@@ -77,7 +79,7 @@ def test_rotation(tmp_path: Path, rotation: int) -> None:
     assert (height > width) is (rotation != 180)
     with Recording(path) as recording:
         frame = recording.frames([1.0]).numpy()[0]
-    assert 25 in {clips.read(np.rot90(frame, turns)) for turns in range(4)}
+    assert clips.read(np.rot90(frame, -rotation // 90)) == 25
 
 
 def test_scaling_keeps_the_frame_and_the_short_side(tmp_path: Path) -> None:

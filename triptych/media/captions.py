@@ -147,8 +147,8 @@ def read_embedded(medium: Medium) -> tuple[Caption, ...]:
 
 
 def _dialogue(subtitle: object) -> str:
-    text = getattr(subtitle, "dialogue", b"") or getattr(subtitle, "text", b"")
-    return text.decode("utf-8", errors="replace") if isinstance(text, bytes) else str(text)
+    """Return the text of an event, which stands after eight commas; other subtitles are pictures."""
+    return getattr(subtitle, "ass", b"").decode("utf-8", errors="replace").split(",", 8)[-1]
 
 
 def _plain(text: str) -> str:

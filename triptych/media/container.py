@@ -45,7 +45,7 @@ def open_container(place: str | Path | bytes, name: str) -> InputContainer:
 def main_video(container: InputContainer) -> VideoStream | None:
     """Return the stream that is the video: the first that is no attached cover and of a codec that is known."""
     for stream in container.streams.video:
-        if stream.codec_context and not int(stream.disposition) & int(av.stream.Disposition.attached_pic):
+        if stream.codec_context and not stream.disposition & av.stream.Disposition.attached_pic:
             return stream
     return None
 

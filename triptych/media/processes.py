@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
+from triptych.errors import TriptychError
+
 Job = TypeVar("Job")
 Outcome = TypeVar("Outcome")
 
@@ -27,7 +29,10 @@ def spread(work: Callable[[Job], Outcome], jobs: Iterable[Job], count: int) -> I
 
     Raises:
         Exception: Whatever ``work`` raises.
+        TriptychError: If processes cannot start.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise TriptychError(NO_GUARD)  # the script that called is being imported by the processes of that call
     if count <= 1:
         for job in jobs:
             yield job, work(job)
@@ -59,6 +64,10 @@ def spread(work: Callable[[Job], Outcome], jobs: Iterable[Job], count: int) -> I
 
 
 _NONE: Any = object()
+NO_GUARD = (
+    "A process for the work could not be started. If you call Triptych from a script, put the calls under "
+    "'if __name__ == \"__main__\":', for each process imports the script."
+)
 
 
 class _Worker(Generic[Job]):
@@ -81,6 +90,9 @@ class _Worker(Generic[Job]):
         try:
             outcome, error = self.line.recv()
         except (EOFError, ConnectionResetError):
+            self.process.join()
+            if self.process.exitcode == 1:  # not killed: Python gave up before the first job
+                raise TriptychError(NO_GUARD) from None
             return None
         if error is not None:
             raise error
