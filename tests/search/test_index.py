@@ -15,7 +15,10 @@ from triptych.recipe import Grid
 from triptych.search.hits import Hit, clock, merge
 from triptych.search.index import Index, glob_to_regex
 
-FACTS = {"spaces": {"joint": "cosine"}, "model": "m", "fingerprint": "f"}
+FACTS = {
+    **{"spaces": {"joint": "cosine"}, "model": "m", "fingerprint": "f"},
+    **{"source": "s", "root": "s", "windows": {}},
+}
 
 
 def _index(folder: Path, count: int = 60) -> tuple[Index, np.ndarray]:
@@ -98,6 +101,9 @@ def test_what_is_no_index_is_told(tmp_path: Path) -> None:
         Index.open(tmp_path)
     (tmp_path / "index.json").write_text("[]")
     with pytest.raises(TriptychError, match="index format None"):
+        Index.open(tmp_path)
+    (tmp_path / "index.json").write_text('{"format": 2}')
+    with pytest.raises(TriptychError, match="lacks 'model'"):
         Index.open(tmp_path)
     with pytest.raises(UsageError, match="holds something"):
         Index.create(tmp_path, FACTS)
@@ -183,6 +189,27 @@ def test_an_interrupted_update_goes_on_without_doubles(
     assert index.update(model, Rows.open(source), workers=0)["unchanged"] == 2
     assert _windows(index) == _windows(whole)
     assert len(index.search({"joint": np.ones(16, dtype=np.float32)}, 5)) == 2
+
+
+def test_damage_is_told_and_a_lost_sample_is_made_again(source: Path, model: Model, tmp_path: Path) -> None:
+    index = Index.create(tmp_path / "index", FACTS)
+    index.update(model, Rows.open(source), workers=0)
+    query = {"joint": np.ones(16, dtype=np.float32)}
+    (tmp_path / "index" / "sample.safetensors").write_bytes(b"half")
+    with pytest.raises(TriptychError, match="run `triptych index` again"):
+        Index.open(tmp_path / "index").search(query)
+    index = Index.open(tmp_path / "index")
+    assert index.update(model, Rows.open(source), workers=0)["unchanged"] == 2
+    assert len(index.search(query, 5)) == 2
+    for path in (tmp_path / "index" / "vectors").rglob("*.lance"):
+        if path.is_file():
+            path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(TriptychError, match="are damaged"):
+        Index.open(tmp_path / "index").search(query)
+    shutil.rmtree(tmp_path / "index" / "vectors")
+    with pytest.raises(TriptychError, match="holds no vectors"):
+        Index.open(tmp_path / "index").search(query)
+    assert Index.open(tmp_path / "index").update(model, Rows.open(source), workers=0)["added"] == 2
 
 
 def test_several_rows_of_a_file_are_its_parts(source: Path, model: Model, tmp_path: Path) -> None:

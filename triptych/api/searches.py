@@ -151,9 +151,10 @@ def index(
     found.test = found.test.model_copy(update={"windows": grid})
     problems: list[tuple[str, str]] = []
     counts = made.update(found, rows, workers, problems=problems)
-    for path, reason in problems[:5]:
-        print(f"left out: {reason if path in reason else f'{path}: {reason}'}", file=sys.stderr)
-    spaces = ", ".join(f"{made.count(space)} vectors in {space}" for space in made.spaces) or "no vectors"
+    if not made.spaces:
+        why = f"; the first: {problems[0][1]}" if problems else "; see the reasons when they were first tried"
+        raise TriptychError(f"None of the {len(rows)} recordings of {source} could be indexed{why}")
+    spaces = ", ".join(f"{made.count(space)} vectors in {space}" for space in made.spaces)
     print(f"{out}: " + ", ".join(f"{value} {word}" for word, value in counts.items()) + f"; {spaces}")
     return made
 
@@ -197,9 +198,11 @@ def search(
         raise UsageError("Give one query: words, --audio FILE, --video FILE or --image FILE.")
     opened = Index.open(index)
     root = _root(opened, source) if save is not None else None
+    if save is not None and Path(save).exists() and not Path(save).is_dir():
+        raise UsageError(f"{save} is no folder to cut hits out to.")
     found = model if isinstance(model, Model) else _model_of(opened, model)
     if found.fingerprint != opened.meta["fingerprint"]:
-        raise TriptychError(f"The model at {found.name} is not the one that {index} was made with.")
+        raise TriptychError(f"{model or opened.meta['model']} is not the model that {index} was made with.")
     query = (
         embed_words(found, words) if words is not None else embed_file(found, files[0], "audio" if audio else "video")
     )

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -22,13 +23,15 @@ from triptych.search.hits import Hit, merge
 
 FORMAT = 2
 """Version of an index's folder."""
+FACTS = ("model", "fingerprint", "source", "root", "spaces", "windows", "files", "cells", "whole")
+"""What ``index.json`` tells, besides who wrote it."""
 FLAT = 20_000
 """Vectors of a space up to which every one is compared; beyond, IVF_FLAT cells are searched."""
 BATCH_ROWS = 256
 """Rows written in one transaction: few large writes keep the table fast."""
 SAMPLE = 2_000
 """Vectors of each stream kept to tell what similarity is common."""
-KEPT = timedelta(minutes=10)
+KEPT = timedelta(seconds=10)
 """Age from which superseded versions of the tables are removed: searches that run meanwhile still find theirs."""
 
 
@@ -65,11 +68,14 @@ class Index:
             raise TriptychError(
                 f"{folder} has index format {found}; this version reads format {FORMAT}: build the index again."
             )
+        missing = [name for name in FACTS if name not in meta]
+        if missing:
+            raise TriptychError(f"{path} is damaged: it lacks '{missing[0]}'; build the index again.")
         return cls(folder, meta, _lancedb().connect(str(folder / "vectors")))
 
     @classmethod
     def create(cls, folder: str | Path, facts: Mapping[str, Any]) -> "Index":
-        """Make an empty index; ``facts`` tell model, source and spaces.
+        """Make an empty index; ``facts`` tell what ``FACTS`` names of model, source and windows.
 
         Raises:
             UsageError: If the folder holds something else.
@@ -102,7 +108,8 @@ class Index:
         """Return the stamp of every file that was taken in: what tells whether it has changed."""
         if "files" not in self._names():
             return {}
-        found = self._database.open_table("files").to_arrow()
+        with self._told():
+            found = self._database.open_table("files").to_arrow()
         return dict(zip(found["path"].to_pylist(), found["stamp"].to_pylist(), strict=True))
 
     def info(self) -> dict[str, Any]:
@@ -139,7 +146,7 @@ class Index:
         changed = [path for path, (_, stamp) in now.items() if path in known and known[path] != stamp]
         new = [path for path in now if path not in known]
         todo = [*new, *changed]
-        whole = self.meta["whole"]
+        whole = self.meta["whole"] and self._has_sample()
         unreadable: list[tuple[str, str]] = []
         if todo or gone or not whole:
             self.remember(whole=False)
@@ -202,29 +209,33 @@ class Index:
             self._write("files", pyarrow.table({"path": list(stamps), "stamp": list(stamps.values())}))
 
     def _write(self, name: str, rows: Any) -> None:
-        try:
+        with self._told():
             if name in self._names():
                 self._database.open_table(name).add(rows)
             else:
                 self._database.create_table(name, rows)
-        except (OSError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise TriptychError(
-                f"{self.folder} cannot be written: {reason}; what was indexed before is kept."
-            ) from error
 
     def _drop(self, paths: Sequence[str]) -> None:
         for first in range(0, len(paths), 500):
             listed = ", ".join(_quoted(path) for path in paths[first : first + 500])
-            for name in self._names():
-                self._database.open_table(name).delete(f"path IN ({listed})")
+            with self._told():
+                for name in self._names():
+                    self._database.open_table(name).delete(f"path IN ({listed})")
 
     def finish(self) -> None:
         """Compact the tables, build cells where there are many vectors, and sample each stream's vectors."""
+        with self._told():
+            arrays = self._settle()
+        with replacing(self.folder / "sample.safetensors") as place:
+            save_file(arrays, place)
+        self.__dict__.pop("_sample", None)
+
+    def _settle(self) -> dict[str, np.ndarray]:
+        """Compact, build cells and return the sample."""
         arrays: dict[str, np.ndarray] = {}
         generator = np.random.default_rng(0)
         for name in self._names():
-            self._database.open_table(name).optimize(cleanup_older_than=KEPT)
+            self._database.open_table(name).optimize()
         for space in self.spaces:
             self._build_cells(space)
             table = self._table(space)
@@ -235,9 +246,9 @@ class Index:
                 places = generator.permutation(np.flatnonzero(streams == stream))[:SAMPLE]
                 found = table.take_offsets(np.sort(places).tolist()).select(["vector"]).to_arrow()["vector"]
                 arrays[f"{space}/{stream}"] = np.array(found.to_pylist(), dtype=np.float32)
-        with replacing(self.folder / "sample.safetensors") as place:
-            save_file(arrays, place)
-        self.__dict__.pop("_sample", None)
+        for name in self._names():
+            self._database.open_table(name).optimize(cleanup_older_than=KEPT)
+        return arrays
 
     def _build_cells(self, space: str) -> None:
         """Build IVF_FLAT over a large table, anew where it has doubled since; small ones are compared whole."""
@@ -274,7 +285,8 @@ class Index:
             streams: Only these streams.
 
         Raises:
-            UsageError: If a pattern or a span makes no sense, or the index lacks the space or the stream.
+            UsageError: If a pattern or a span makes no sense, or the index lacks the stream.
+            TriptychError: If the index is damaged, or holds no vectors of the query's spaces.
         """
         conditions = []
         if path is not None:
@@ -285,7 +297,10 @@ class Index:
                 raise UsageError(f"--between {start:g} {end:g}: the end must come after the start.")
             # The window of a picture has no length.
             conditions.append(f"`start` < {end!r} AND (`end` > {start!r} OR (`end` = `start` AND `end` = {start!r}))")
-        there = {space: self._streams(space) for space in query if space in self.spaces}
+        with self._told():
+            there = {space: self._streams(space) for space in query if space in self.spaces}
+        if not there:
+            raise TriptychError(f"{self.folder} holds no vectors to compare with; run `triptych index` again.")
         unknown = sorted(set(streams or ()) - {stream for found in there.values() for stream in found})
         if unknown:
             names = ", ".join(sorted({stream for found in there.values() for stream in found})) or "none"
@@ -294,7 +309,8 @@ class Index:
         for space, found in there.items():
             for stream in found:
                 if streams is None or stream in streams:
-                    hits += self._search_stream(space, stream, query[space], k, conditions)
+                    with self._told():
+                        hits += self._search_stream(space, stream, query[space], k, conditions)
         return merge(hits)[:k]
 
     def _search_stream(
@@ -333,6 +349,25 @@ class Index:
             return load_file(self.folder / "sample.safetensors")
         except (OSError, SafetensorError) as error:
             raise TriptychError(f"{self.folder} is not whole ({error}); run `triptych index` again.") from error
+
+    def _has_sample(self) -> bool:
+        try:
+            return bool(self._sample)
+        except TriptychError:
+            return False
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turn errors of the database into sentences."""
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError) as error:
+            text = str(error)
+            if "os error 28" in text or "No space left" in text:
+                why = "the disk is full; make room and run `triptych index` again, it goes on"
+            else:
+                why = f"its files are damaged or cannot be read or written ({text.splitlines()[0]}); build it again"
+            raise TriptychError(f"{self.folder}: {why}.") from error
 
     def _streams(self, space: str) -> list[str]:
         return sorted(name.split("/", 1)[1] for name in self._sample if name.split("/", 1)[0] == space)
