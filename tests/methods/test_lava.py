@@ -6,8 +6,9 @@ from torch.nn import functional
 
 from tests.tiny import tiny_lava
 from triptych.batch import Batch, Clip, View
+from triptych.errors import UsageError
 from triptych.method import Clock
-from triptych.methods.lava import LAVA, LAVAConfig, paper
+from triptych.methods.lava import LAVA, LAVAConfig, paper, small
 from triptych.recipe import validate
 
 A = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
@@ -177,3 +178,41 @@ def test_one_frozen_sentence_vector_may_stand_for_the_text() -> None:
     method = LAVA(recipe.config)  # type: ignore[arg-type]
     clip = Clip(torch.randn(3, 1, 12), torch.ones(3, dtype=torch.long), torch.zeros(3, 2))
     assert method.embed({"text": clip})["joint"]["text"].shape == (3, 16)
+
+
+def _small() -> tuple[LAVA, View]:
+    recipe, _ = tiny_lava()
+    config = small().config.model_copy(update={"vocabulary": recipe.config.vocabulary})  # type: ignore[attr-defined]
+    _, view = _view()
+    torch.manual_seed(0)
+    return LAVA(config).eval(), view
+
+
+def test_stems_yield_the_tokens_that_tubelets_and_patches_say() -> None:
+    method, view = _small()
+    for stream, count in (("video", 4 * 3 * 3), ("audio", 12)):
+        assert method.encoder(stream)(view[stream].data).tokens.shape == (5, count, 128)
+    with pytest.raises(UsageError, match="strides in time of audio_stem"):
+        validate(LAVAConfig, {"audio_stem": [[8, 2, 2]]}, "x")
+    with pytest.raises(UsageError, match="strides of video_stem"):
+        validate(LAVAConfig, {"video_stem": [[8, 3]]}, "x")
+
+
+def test_a_tubelet_of_a_stem_is_the_maximum_over_its_places() -> None:
+    method, _ = _small()
+    encoder = method.encoders["video"]
+    maps = torch.arange(6 * 6, dtype=torch.float32).view(1, 6, 6, 1).expand(8, 6, 6, 96)
+    encoder.stem.forward = lambda x: maps
+    tokens = encoder.raw_tokens(torch.zeros(1, 8, 48, 48, 3))
+    assert tokens.shape == (1, 36, 192)
+    assert tokens[0, :9, 0].tolist() == [7, 9, 11, 19, 21, 23, 31, 33, 35]
+
+
+def test_the_maximum_is_over_valid_tokens_and_the_feature_token() -> None:
+    recipe, _ = tiny_lava("config.pool=max")
+    encoder = LAVA(recipe.config).eval().encoders["text"]  # type: ignore[arg-type]
+    tokens = torch.zeros(2, 25, 16)
+    tokens[:, 5] = 9.0
+    tokens[:, -1] = 1.0
+    torch.testing.assert_close(encoder.finish(tokens, torch.tensor([6, 5])).pooled[0], encoder.head(tokens[0, 5]))
+    torch.testing.assert_close(encoder.finish(tokens, torch.tensor([6, 5])).pooled[1], encoder.head(tokens[0, -1]))

@@ -24,10 +24,10 @@ def test_difficulty_and_talking_leave_the_causes_alone():
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_of_twelve_in_a_row_nine_are_to_train_on_and_two_to_test(seed):
-    for first in range(0, 60, 12):
-        splits = Counter(describe(seed, index).split for index in range(first, first + 12))
-        assert splits == {"train": 9, "val": 1, "test": 2}
+def test_of_fifteen_in_a_row_thirteen_are_to_train_on_and_one_to_test(seed):
+    for first in range(0, 60, 15):
+        splits = Counter(describe(seed, index).split for index in range(first, first + 15))
+        assert splits == {"train": 13, "val": 1, "test": 1}
 
 
 def test_attributes_are_balanced_and_independent():

@@ -4,6 +4,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn import functional
 
 from triptych import distributed
 
@@ -51,17 +52,28 @@ class BatchNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes width"]:
         """Normalise; in training with the batch's own moments, which also move the running ones."""
+        if not distributed.is_running() and x.numel() > x.shape[-1]:
+            return self._alone(x)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
         if not self.training:
             mean, variance = self.running_mean, self.running_var
         else:
-            rows = x.float().reshape(-1, x.shape[-1])
+            rows = wide.reshape(-1, x.shape[-1])
             sums = _sum(torch.cat([rows.sum(dim=0), rows.new_tensor([len(rows)])]))
             mean, count = sums[:-1] / sums[-1], sums[-1]
             # From the centred values: the mean of squares minus the square of the mean would lose the digits.
             variance = _sum((rows - mean).square().sum(dim=0)) / count
             self._track(mean, variance, count)
-        normal = (x.float() - mean) * torch.rsqrt(variance + self.eps)
+        normal = (wide - mean) * torch.rsqrt(variance + self.eps)
         return (normal * self.weight + self.bias).to(x.dtype)
+
+    def _alone(self, x: Float[Tensor, "*axes width"]) -> Float[Tensor, "*axes width"]:
+        """The same by torch's own function, which is twice as quick but refuses a single row."""
+        if self.training:
+            self.num_batches_tracked += 1
+        moments, affine = (self.running_mean, self.running_var), (self.weight, self.bias)
+        rows = x.reshape(-1, x.shape[-1])
+        return functional.batch_norm(rows, *moments, *affine, self.training, self.momentum, self.eps).view(x.shape)
 
     @torch.no_grad()
     def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:

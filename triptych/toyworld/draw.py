@@ -9,7 +9,7 @@ from triptych.toyworld.motion import Pose, Thing, pose
 from triptych.toyworld.speech import mouth
 from triptych.toyworld.world import Collision, Scene, Scenery, Talk
 
-BORDER = 0.014
+BORDER = 0.02
 """Width of the dark line round everything that counts, as a fraction of the side."""
 
 

@@ -127,7 +127,7 @@ def notes(thing: Thing, duration: float) -> list[Note]:
         case "pulse":
             found = [Note(float(t), step, "rise") for t in starts]
         case _:
-            found = [Note(float(t), LIT * step, "hold") for t in starts]
+            found = [Note(float(t), LIT * step, "flicker") for t in starts]
     return [note for note in found if note.start < duration and note.start + note.length > 0]
 
 

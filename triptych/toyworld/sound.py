@@ -73,6 +73,9 @@ def _play(thing: Thing, note: Note, rate: int, rng: np.random.Generator) -> Floa
             height = np.exp(-time / (0.3 * note.length)) * np.clip(left / 0.01, 0, 1)
         case "hold":
             height = 0.55 * np.clip(time / 0.01, 0, 1) * np.clip(left / 0.03, 0, 1)
+        case "flicker":
+            gate = np.clip(3 * np.sin(2 * np.pi * 10 * time) + 1, 0, 1)
+            height = 0.65 * gate * np.clip(left / 0.01, 0, 1)
         case "swell":
             height = 0.7 * np.sin(np.pi * time / note.length) ** 4
         case _:

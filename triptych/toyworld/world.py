@@ -21,13 +21,13 @@ COLOURS = {
     "white": (0.97, 0.97, 0.97),
 }
 
-SIZES = {"small": (0.135, 660.0), "medium": (0.190, 330.0), "large": (0.265, 165.0)}
+SIZES = {"small": (0.160, 660.0), "medium": (0.220, 330.0), "large": (0.300, 165.0)}
 """Half-width as a fraction of the picture's side, and pitch in Hz."""
 
 BACKGROUNDS = ("plain", "gradient", "stripes", "checks", "blobs")
 
-SPLITS = ("train",) * 9 + ("val",) + ("test",) * 2
-"""The splits of twelve recordings in a row, in an order that depends on the seed."""
+SPLITS = ("train",) * 13 + ("val", "test")
+"""The splits of fifteen recordings in a row, in an order that depends on the seed."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,8 @@ def describe(seed: int, index: int, difficulty: float = 1.0, talking: float = 0.
     """
     rng = np.random.default_rng([seed, index])
     duration = round(float(rng.triangular(3.0, 3.6, 6.0)) / TICK) * TICK
-    split = SPLITS[int(np.random.default_rng([seed, index // 12, 12]).permutation(12)[index % 12])]
+    turn = len(SPLITS)
+    split = SPLITS[int(np.random.default_rng([seed, index // turn, turn]).permutation(turn)[index % turn])]
     corner = (int(rng.choice([-1, 1])), int(rng.choice([-1, 1])))
     has_talk, has_collision, has_highlight = (rng.random(3) < (talking, 0.25, 0.2)).tolist()
     main = _thing(rng)
@@ -269,26 +270,22 @@ def _talk(rng: np.random.Generator, duration: float, corner: tuple[int, int]) ->
     )
 
 
-def _distractor(rng: np.random.Generator, colours: tuple[tuple[float, float, float], ...]) -> Thing:
-    thing = _thing(rng)
-    wall = np.array(colours[int(rng.integers(2))])
-    rgb = wall + rng.uniform(0.5, 0.95) * (np.array(thing.rgb) - wall)
-    return replace(
-        thing, x=rng.uniform(0, 1), y=rng.uniform(0, 1), radius=rng.uniform(0.05, 0.11), rgb=tuple(rgb.tolist())
-    )
+def _distractor(rng: np.random.Generator) -> Thing:
+    """Something that stands about: it lacks only the dark line round what counts."""
+    return replace(_thing(rng), x=rng.uniform(0, 1), y=rng.uniform(0, 1), radius=rng.uniform(0.04, 0.09))
 
 
 def _scenery(rng: np.random.Generator, difficulty: float) -> Scenery:
     hue, value = rng.uniform(0, 1), rng.uniform(0.25, 0.85)
     colours = []
     for _ in range(2):
-        vivid = min(1.0, difficulty * rng.uniform(0.0, 0.85))
+        vivid = min(1.0, difficulty * rng.uniform(0.6, 1.0))
         bright = 0.55 + min(1.0, difficulty) * (value - 0.55) + 0.15 * rng.uniform(-1, 1) * min(1.0, difficulty)
         colours.append(colorsys.hsv_to_rgb(hue, vivid, float(np.clip(bright, 0.1, 0.95))))
         hue = (hue + rng.uniform(0, 1)) % 1.0
     pair = (colours[0], colours[1])
     background = str(rng.choice(BACKGROUNDS))
-    drift = rng.uniform(0.0, 0.05, 2) * difficulty
+    drift = rng.uniform(0.0, 0.08, 2) * difficulty
     tint = 1 + rng.uniform(-0.2, 0.2, 3) * difficulty
     return Scenery(
         background=background if difficulty > 0 else "plain",
@@ -296,15 +293,15 @@ def _scenery(rng: np.random.Generator, difficulty: float) -> Scenery:
         scale=rng.uniform(0.12, 0.35),
         angle=rng.uniform(0, np.pi),
         drift=(drift[0], drift[1], rng.uniform(0.1, 0.4), rng.uniform(0, 1)),
-        light=(0.2 * difficulty * rng.uniform(0, 1), rng.uniform(0.1, 0.6), rng.uniform(0, 1)),
+        light=(0.3 * difficulty * rng.uniform(0, 1), rng.uniform(0.1, 0.6), rng.uniform(0, 1)),
         tint=(tint[0], tint[1], tint[2]),
         noise=0.02 * difficulty * rng.uniform(0.3, 1.0),
-        distractors=tuple(_distractor(rng, pair) for _ in range(rng.binomial(4, min(1.0, 0.4 * difficulty)))),
+        distractors=tuple(_distractor(rng) for _ in range(rng.binomial(4, min(1.0, 0.4 * difficulty)))),
     )
 
 
 def _acoustics(rng: np.random.Generator, difficulty: float) -> Acoustics:
-    elsewhere = _thing(rng) if rng.random() < 0.5 * difficulty else None
+    elsewhere = _thing(rng) if rng.random() < 0.35 * difficulty else None
     return Acoustics(
         level=0.6 * 10 ** (-0.6 * difficulty * rng.uniform(0, 1)),
         noise=0.03 * difficulty * rng.uniform(0.1, 1.0),
@@ -312,5 +309,5 @@ def _acoustics(rng: np.random.Generator, difficulty: float) -> Acoustics:
         bands=tuple((6 * difficulty * rng.uniform(-1, 1, 7)).tolist()),
         echo=(rng.uniform(0.06, 0.2), 0.35 * min(1.0, difficulty) * rng.uniform(0, 1)),
         elsewhere=elsewhere,
-        elsewhere_level=0.25 * difficulty * rng.uniform(0.3, 1.0),
+        elsewhere_level=0.2 * difficulty * rng.uniform(0.3, 1.0),
     )
