@@ -20,7 +20,7 @@ from triptych.data.loader import Loader
 from triptych.data.segments import Segments, segment
 from triptych.data.text import Tokenizer
 from triptych.errors import TriptychError, UsageError
-from triptych.files import new_folder, replacing
+from triptych.files import is_taken, new_folder, replacing
 from triptych.media.collection import Rows
 from triptych.method import Method
 from triptych.recipe import TextTransform, Viewing
@@ -416,7 +416,7 @@ def _claim(out: Path, facts: Mapping[str, Any]) -> None:
     """Make a folder that a sweep may write to, or go on with."""
     path = out / "embedding.json"
     if not path.is_file():
-        if out.exists() and any(out.iterdir()):
+        if is_taken(out):
             raise UsageError(f"{out} holds something that is no table of vectors; choose another place.")
         with replacing(path) as place:
             place.write_text(json.dumps(facts, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -82,6 +82,12 @@ def _refused(path: Path, error: OSError | SafetensorError) -> TriptychError:
     return TriptychError(f"{path} cannot be written: {reason}; what was there before is as it was.")
 
 
+def is_taken(path: str | Path) -> bool:
+    """Return whether there is a file at ``path``, or a folder that holds something."""
+    path = Path(path)
+    return path.exists() and (not path.is_dir() or any(path.iterdir()))
+
+
 def _sync(path: Path) -> None:
     if os.name != "posix" and path.is_dir():  # Windows has no handle of a folder to sync
         return

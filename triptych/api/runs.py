@@ -56,7 +56,7 @@ def pretrain(
         UsageError: If ``out`` holds something, or recipe, method or source do not fit.
     """
     out, place = Path(out), parallel.start(choose_device(device))
-    if distributed.agree(out.exists() and bool({*out.iterdir()} - {*leftovers(out)})):
+    if distributed.agree(out.is_file() or (out.exists() and bool({*out.iterdir()} - {*leftovers(out)}))):
         raise UsageError(f"{out} holds something already; continue it with --resume {out}, or choose another place.")
     made = recipe if isinstance(recipe, Recipe) else named_recipe(method, recipe)
     made = override(made, list(assignments))

@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from triptych.errors import TriptychError, UsageError
-from triptych.files import replacing
+from triptych.files import is_taken, replacing
 from triptych.media.captions import sidecars_of
 from triptych.media.collection import Row, Rows
 from triptych.media.measured import MEASURED, SEQUENCE, probe_columns, remembered
@@ -180,7 +180,7 @@ def _claim(out: Path, encoding: Encoding) -> None:
         for leftover in (out / "clips").glob(".*.partial*"):  # of a run that was killed
             leftover.unlink()
         return
-    if out.exists() and any(out.iterdir()):
+    if is_taken(out):
         raise UsageError(f"{out} holds something that is no collection; choose an empty place.")
     with replacing(path) as place:
         place.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")

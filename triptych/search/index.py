@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from triptych.embedding import EmbeddingTable, Looks, sweep_parts
 from triptych.errors import TriptychError, UsageError
-from triptych.files import replacing
+from triptych.files import is_taken, replacing
 from triptych.media.collection import Rows
 from triptych.recipe import TextTransform
 from triptych.search.hits import Hit, merge
@@ -81,7 +81,7 @@ class Index:
             UsageError: If the folder holds something else.
         """
         folder = Path(folder)
-        if folder.exists() and any(folder.iterdir()):
+        if is_taken(folder):
             raise UsageError(f"{folder} holds something that is no index; choose an empty place.")
         lancedb = _lancedb()
         index = cls(folder, {"format": FORMAT, **facts, "files": 0, "cells": {}, "whole": True}, None)

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from triptych.errors import TriptychError, UsageError
-from triptych.files import replacing
+from triptych.files import is_taken, replacing
 from triptych.media.write import write_video
 from triptych.toyworld.draw import render_frames
 from triptych.toyworld.sound import render_sound
@@ -180,7 +180,7 @@ def _claim(out: Path, settings: _Settings) -> None:
     note = out / "world.json"
     mine = json.dumps(asdict(settings), indent=1)
     if not note.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        if is_taken(out):
             raise TriptychError(f"{out} holds something that is no toy world; choose an empty or a new folder.")
         with replacing(note) as path:
             path.write_text(mine)
