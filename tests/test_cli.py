@@ -1,11 +1,16 @@
 """The command line as a person uses it: the whole way once, and every kind of bad input in one sentence."""
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from triptych.cli import main
+from triptych.embedding import EmbeddingTable
 from triptych.media.collection import Rows
 from triptych.toyworld.write import write_toyworld
 
@@ -32,7 +37,7 @@ def run(*arguments: object) -> int:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_toyworld(tmp_path_factory.mktemp("world"), recordings=48, seed=3, workers=1, progress=False)
+    return write_toyworld(tmp_path_factory.mktemp("world"), recordings=60, seed=3, workers=1, progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +55,7 @@ def test_the_whole_way(world: Path, trained: Path, tmp_path: Path, capsys: pytes
     table = capsys.readouterr().out
     assert "random:lava" in table and "pixels and spectrogram" in table and "text to video R@1" in table
     assert run("index", trained, test, "--out", tmp_path / "index", "--workers", 0) == 0
-    assert "8 added" in capsys.readouterr().out
+    assert "4 added" in capsys.readouterr().out
     assert run("search", tmp_path / "index", "a large red disc", "-k", 3, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert len(found["hits"]) == 3 and {"path", "start", "end", "score"} <= set(found["hits"][0])
@@ -70,6 +75,50 @@ def test_the_whole_way(world: Path, trained: Path, tmp_path: Path, capsys: pytes
     assert (
         "<svg" in page and "data:image/jpeg" in page and "random:lava" in page and "http" not in page.split("<svg")[0]
     )
+
+
+def test_several_labels_folds_and_other_splits(world: Path, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = Rows.open(world)
+    tags = [f"{row['kind']};{row['size']}" for row in rows]
+    folds = [str(number % 2) for number in range(len(rows))]
+    manifest = rows.with_columns({"tags": tags, "fold": folds}).save(world.with_name("tagged.csv"))
+    common = ("--streams", "video", "--workers", 0, "--json")
+    assert run("evaluate", trained, manifest, "--task", "probe", "--label", "tags", "--folds", "fold", *common) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["scores"]) == {str(trained), "random:lava", "pixels and spectrogram"}
+    scores = found["scores"][str(trained)]
+    assert set(scores) == {"probe video mAP", "probe video d'"} and scores["probe video mAP"]["n"] == len(rows)
+    assert "folds" in found["notes"][0] and (trained / "evaluations.jsonl").is_file()
+    lists = Rows.open(world).split("val")
+    lists.save(world.with_name("val-only.csv"))
+    only = (
+        "evaluate",
+        trained,
+        world.with_name("val-only.csv"),
+        "--task",
+        "retrieval",
+        "--to",
+        "video",
+        "--split",
+        "val",
+    )
+    assert run(*only, "--json", "--workers", 0) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "no linear baseline" in found["notes"][0] and len(found["scores"]) == 2
+
+
+def test_features_are_streams_that_recordings_carry(world: Path, trained: Path, tmp_path: Path) -> None:
+    out = tmp_path / "features"
+    arguments = ("embed", trained, world, "--features", "--split", "test", "--out", out, "--workers", 0)
+    assert run(*arguments) == 0 and run(*arguments) == 0
+    rows = Rows.open(out / "manifest.csv")
+    table = EmbeddingTable.load(out / "features-video")
+    with rows.recording(1) as recording:
+        found = recording.sequence("video-features", 0.0, 100.0)
+        assert recording.timeline.end > 1
+    part = table.take(table.numbers == 1)
+    assert len(rows) == 8 and torch.equal(found.vectors, torch.from_numpy(np.array(part.vectors)))
+    np.testing.assert_allclose(found.times, (part.starts + part.ends) / 2, atol=1e-5)
 
 
 def test_a_run_is_never_overwritten_and_an_ended_one_stays(
@@ -129,6 +178,13 @@ def test_methods(capsys: pytest.CaptureFixture[str]) -> None:
         (["info", "{tmp}"], 2, "neither a model folder"),
         (["report", "{tmp}"], 2, "is no run"),
         (["embed", "{run}", "{world}", "--out", "{run}"], 2, "holds something that is no table"),
+        (["embed", "{run}", "{world}", "--out", "{world}"], 2, "holds something that is no table"),
+        (["embed", "{run}", "{world}", "--out", "{tmp}/e", "--split", "dev"], 2, "no split 'dev'; it has"),
+        (["evaluate", "{run}", "{world}", "--task", "probe", "--label", "kind", "--split", "train"], 2, "on another"),
+        (["evaluate", "{run}", "{world}", "--task", "knn", "--label", "kind", "--streams", "x"], 2, "--streams x"),
+        (["evaluate", "{run}", "{world}", "--task", "probe", "--label", "tampered"], 1, "only the label"),
+        (["index", "random:lava", "{world}", "--out", "{tmp}/i"], 2, "is nowhere on disk"),
+        (["index", "{run}", "{world}", "--out", "{run}"], 2, "holds something that is no index"),
         (["prepare", "{world}", "--out", "{run}"], 2, "holds something that is no collection"),
         (["prepare", "{world}", "--out", "{tmp}/c", "--layout", "ucf"], 2, "there are"),
         (["toyworld", "--out", "{tmp}/t", "--difficulty", "9"], 2, "difficulty"),
@@ -150,8 +206,6 @@ def test_bad_input_is_one_sentence(
 
 
 def test_damaged_models_are_told(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import shutil
-
     for name, change, message in (
         ("model.safetensors", lambda data: data[:-100], "is missing or damaged"),
         ("config.json", lambda data: data.replace(b'"format": 1', b'"format": 7'), "model format 7"),
@@ -181,11 +235,38 @@ def test_too_few_recordings_for_a_batch(world: Path, tmp_path: Path, capsys: pyt
     assert "make the batch smaller" in capsys.readouterr().err
 
 
-def test_an_index_refuses_another_model(
+def test_an_index_and_its_queries(
     world: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """It refuses another model and another source; a moved folder and a moved model are found when they are named."""
     few = world.with_name("three.csv")
     Rows.open(world).select([0, 1, 2]).save(few)
-    assert run("index", trained, few, "--out", tmp_path / "index", "--workers", 0) == 0
-    assert run("index", f"random:{trained}", few, "--out", tmp_path / "index", "--workers", 0) == 2
-    assert "weights differ" in capsys.readouterr().err
+    index = tmp_path / "index"
+    assert run("index", trained, few, "--out", index, "--workers", 0) == 0
+    Image.new("RGB", (32, 32)).save(tmp_path / "picture.png")
+    other = Rows.open(world).row(0).path
+    shutil.copytree(world.parent, tmp_path / "moved")
+    shutil.copytree(trained / "model", tmp_path / "model")
+    capsys.readouterr()
+    for arguments, code, message in (
+        (("index", f"random:{trained}", few, "--out", index), 2, "weights differ"),
+        (("index", trained, other, "--out", index), 2, "holds none of the files"),
+        (("index", trained, few, "--out", index, "--seconds", 3), 2, "has windows of 2 s"),
+        (("search", index, "disc", "--model", f"random:{trained}"), 1, "is not the model"),
+        (("search", index, "disc", "--model", tmp_path / "model", "-k", 1), 0, ""),
+        (("search", index, "disc", "--save", tmp_path / "cuts", "--source", "nowhere"), 2, "say where they are"),
+        (("search", index, "disc", "--save", few), 2, "is no folder"),
+        (("search", index, "--audio", tmp_path / "picture.png"), 1, "has no sound to look for"),
+        (("search", index, "--image", tmp_path / "picture.png"), 0, ""),
+        (("search", index, "--video", few), 2, "is no media file"),
+        (("search", index, "--audio", tmp_path), 2, "is no media file"),
+        (("search", index, " "), 2, "The query is empty"),
+        (("search", index, "disc", "--streams", "smell"), 2, "no stream 'smell'; it has audio, video"),
+    ):
+        assert run(*arguments) == code
+        error = capsys.readouterr().err
+        assert message in error and "Traceback" not in error
+    assert run("index", trained, tmp_path / "moved" / "three.csv", "--out", index, "--workers", 0) == 0
+    assert "3 unchanged" in capsys.readouterr().out
+    assert run("search", index, "disc", "-k", 2, "--save", tmp_path / "cuts", "--json") == 0
+    assert len(json.loads(capsys.readouterr().out)["saved"]) == 2
