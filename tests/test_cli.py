@@ -60,10 +60,13 @@ def test_the_whole_way(world: Path, trained: Path, tmp_path: Path, capsys: pytes
     found = json.loads(capsys.readouterr().out)
     assert len(found["hits"]) == 3 and {"path", "start", "end", "score"} <= set(found["hits"][0])
     clip = Rows.open(test).row(2).path
-    assert run("search", tmp_path / "index", "--video", clip, "-k", 1, "--save", tmp_path / "cuts") == 0
+    assert (
+        run("search", tmp_path / "index", "--video", clip, "--streams", "video", "-k", 1, "--save", tmp_path / "cuts")
+        == 0
+    )
     assert clip.name in capsys.readouterr().out
     assert len(list((tmp_path / "cuts").glob("*.mp4"))) == 1
-    assert run("search", tmp_path / "index", "--audio", clip, "-k", 1) == 0
+    assert run("search", tmp_path / "index", "--audio", clip, "--streams", "audio", "-k", 1) == 0
     assert clip.name in capsys.readouterr().out
     assert run("embed", trained, test, "--out", tmp_path / "table", "--workers", 0) == 0
     for folder in (trained, trained / "model", tmp_path / "index", tmp_path / "table" / "joint"):
