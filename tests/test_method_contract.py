@@ -346,14 +346,14 @@ def test_recipes_survive_yaml(name: str, which: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["lava"])
 def test_training_beats_random_weights(name: str, tmp_path: Path) -> None:
     """In retrieval between words and each other stream, beyond both intervals; for all methods by ``make bench``."""
-    world = write_toyworld(tmp_path / "world", recordings=300, seed=1, difficulty=0.3, progress=False)
-    runs.pretrain(world, name, tmp_path / "run", "small", ["steps=150", "batch.rows=32"])
+    world = write_toyworld(tmp_path / "world", recordings=600, seed=1, difficulty=0.3, progress=False)
+    runs.pretrain(world, name, tmp_path / "run", "small", ["steps=200"])
     results = measures.evaluate(tmp_path / "run", world, ["retrieval"], baseline=False)
     learnt, random = results.scores[str(tmp_path / "run")], results.scores[f"random:{name}"]
     for stream in ("audio", "video"):
-        for key in (f"retrieval text to {stream} R@10", f"retrieval {stream} to text R@10"):
+        for key in (f"retrieval text to {stream} R@5", f"retrieval {stream} to text R@5"):
             assert learnt[key].low > random[key].high, key

@@ -45,12 +45,12 @@ def _lava(rank: int, world: int, kind: str, *changes: str) -> Found:
     torch.manual_seed(0)
     method = LAVA(recipe.config)  # type: ignore[arg-type]
     module = parallel.wrap(method, kind, torch.device("cpu"))
-    _, whole = _view(ROWS)
-    whole["text"] = Clip(
-        whole["text"].data, whole["text"].length * torch.tensor([1, 0, 1, 1, 1, 0]), whole["text"].span
-    )
+    rows = 16  # batch norm over a handful of rows would blow rounding up
+    _, whole = _view(rows)
+    told = torch.arange(rows) % 5 != 1
+    whole["text"] = Clip(whole["text"].data, whole["text"].length * told, whole["text"].span)
     view = {n: Clip(*(_mine(x, rank, world) for x in (c.data, c.length, c.span))) for n, c in whole.items()}
-    losses = module(Batch(views=(view,), rows=_mine(torch.arange(ROWS), rank, world)), Clock())
+    losses = module(Batch(views=(view,), rows=_mine(torch.arange(rows), rank, world)), Clock())
     losses.total.backward()
     found = {f"gradient of {n}": parallel.whole(p.grad) for n, p in method.named_parameters() if p.grad is not None}
     found |= {f"loss {name}": distributed.average(term) for name, term in losses.terms.items()}
