@@ -99,8 +99,9 @@ class Medium:
         self.fresh = False
         place, failures = None, 0
         while failures < PATIENCE:
+            packets = self.container.demux() if stream is None else self.container.demux(stream)
             try:
-                for packet in self.container.demux() if stream is None else self.container.demux(stream):
+                for packet in packets:
                     failures = 0
                     if packet.size:
                         place = packet.pos
@@ -113,6 +114,8 @@ class Medium:
             except av.error.FFmpegError:
                 failures += 1
                 self.damaged.add((-1, place))
+            finally:
+                packets.close()  # type: ignore[union-attr]  # a generator of PyAV's that is only dropped leaks
 
     def decode(self, stream: Any, packet: "Packet[Any] | None") -> list[Any]:
         """Return the frames that a packet completes (what is left where None); a damaged packet gives none."""
