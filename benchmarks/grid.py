@@ -15,7 +15,7 @@ from triptych.recipe import Aligned, AudioTransform, Grid, Recipe, StreamSpec, T
 
 
 def talking_face(seed: int) -> Recipe:
-    """LAVA's small recipe for sentences of three seconds: the face in the middle, 24 frames, 160 ms of sound a token."""
+    """LAVA's small recipe for sentences of three seconds: the face, 24 frames, and 160 ms of sound a token."""
     base = small()
     assert isinstance(base.config, LAVAConfig)
     changes = {"frames": 24, "tubelet": (2, 24), "audio_steps": 144, "text_steps": 10}
