@@ -1,11 +1,14 @@
 """The page of a run: what is computed for it, and that it stands alone."""
 
 import re
+from pathlib import Path
 
 import numpy as np
+import pytest
 
 from triptych import report
 from triptych.embedding import EmbeddingTable
+from triptych.errors import TriptychError
 from triptych.evaluation.evaluator import Score
 from triptych.evaluation.table import Results
 
@@ -23,6 +26,15 @@ def test_recordings_are_ranked_by_their_nearest_window() -> None:
     ranked = report.rank_recordings(np.array([0.8, 0.6], dtype=np.float32), _table().select("video"))
     assert [place for place, _ in ranked] == [1, 2]
     np.testing.assert_allclose([score for _, score in ranked], [1.0, 0.6], atol=1e-6)
+
+
+def test_a_line_that_is_being_written_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"st')
+    assert report.read_lines(path) == [{"step": 1}, {"step": 2}]
+    path.write_text('{"step": 1}\n{"st\n')
+    with pytest.raises(TriptychError, match="line 2 is no JSON"):
+        report.read_lines(path)
 
 
 def test_a_running_mean_looks_back() -> None:

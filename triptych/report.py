@@ -162,7 +162,7 @@ def _evaluations(run: Path) -> str:
     path = run / "evaluations.jsonl"
     if not path.is_file():
         return _note("None yet: triptych evaluate RUN SOURCE --task retrieval.")
-    found = [from_json(values) for values in read_lines(path)]
+    found = [from_json(values, str(path)) for values in read_lines(path)]
     newest = _evaluation(found[-1])
     older = "".join(map(_evaluation, reversed(found[:-1])))
     return newest + (f"<details><summary>{len(found) - 1} earlier</summary>{older}</details>" if older else "")
@@ -419,7 +419,7 @@ def _window(table: EmbeddingTable, place: int) -> tuple[float, float]:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a JSON-lines file.
+    """Return the lines of a JSON-lines file; one without its line break is still being written, and left out.
 
     Raises:
         TriptychError: If it is missing or a line is no JSON; it names the line.
@@ -427,7 +427,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise TriptychError(f"{path}: there is no such file; is this a run?")
     lines = []
-    for number, text in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, text in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], 1):
         try:
             lines.append(json.loads(text))
         except json.JSONDecodeError as error:

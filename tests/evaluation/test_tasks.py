@@ -100,8 +100,9 @@ def test_rows_of_a_group_are_one_item(rows: Rows, tmp_path: Path) -> None:
         LinearProbe("kind", group="video_id").run(Known(), train, mixed)
 
 
-def test_rows_with_several_labels_are_scored_by_map(rows: Rows) -> None:
+def test_rows_with_several_labels_are_scored_by_map(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     """Labels 0 to 3 can be read from the vectors, the label `x` cannot."""
+    monkeypatch.setattr(probe, "DRAWS", 20)
     rng = np.random.default_rng(5)
     marks = [f"{row['kind']}{';x' if rng.random() < 0.5 else ''}" for row in rows]
     several = rows.with_columns({"tags": marks})
@@ -257,5 +258,7 @@ def test_a_table_shows_everybody_and_survives_json() -> None:
     results = Results("run", "toy", 7, {"run": {"probe video": score}, "random:lava": {"probe video": score}})
     text = results.render()
     assert "random:lava" in text and "50.0 [40.0, 60.0]" in text and "seed 7" in text and "25.0" in text
-    assert from_json(results.to_json()).render() == text
+    assert from_json(results.to_json(), "here").render() == text
+    with pytest.raises(TriptychError, match="here holds something that is no result"):
+        from_json({"model": 1}, "here")
     assert results.to_markdown().splitlines()[0] == "|  | run | random:lava | chance | n |"

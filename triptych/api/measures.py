@@ -86,6 +86,8 @@ def evaluate(
     scores = {name: _scores(partial(_same, sweeps.of(name)), evaluators, parts) for name in models}
 
     notes = [f"{len(sweeps.problems)} recordings could not be read"] if sweeps.problems else []
+    if folds is not None:
+        notes += [f"{name}: {score.note}" for name, score in scores[found.name].items()]
     if baseline:
         retrieves = _can_retrieve(learned, tested, {query, target})
         chosen = [one for one in evaluators if retrieves or not isinstance(one, Retrieval)]

@@ -16,6 +16,7 @@ from triptych.errors import TriptychError, UsageError
 from triptych.evaluation.splits import choose_split
 from triptych.files import replacing
 from triptych.media.collection import Rows
+from triptych.media.measured import SEQUENCE
 from triptych.media.write import cut
 from triptych.model import Model
 from triptych.recipe import Grid
@@ -75,7 +76,7 @@ def _write_sequences(tables: Mapping[str, EmbeddingTable], rows: Rows, out: Path
     columns: dict[str, list[str]] = {}
     for space, table in tables.items():
         stream = space.removeprefix("features:")
-        names = columns.setdefault(f"stream:{stream}-features", [""] * len(rows))
+        names = columns.setdefault(f"{SEQUENCE}{stream}-features", [""] * len(rows))
         for number in np.unique(table.numbers).tolist():
             part = table.take(np.flatnonzero(table.numbers == number))
             names[number] = f"sequences/{stream}/{number:06d}.safetensors"

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from triptych.errors import TriptychError
 from triptych.evaluation.evaluator import Score, as_json
 
 
@@ -62,10 +63,21 @@ class Results:
         return "\n".join("| " + " | ".join(cells) + " |" for cells in [heading, marks, *lines])
 
 
-def from_json(values: Mapping[str, Any]) -> Results:
-    """Return results that ``to_json`` gave."""
-    scores = {who: {name: Score(**score) for name, score in found.items()} for who, found in values["scores"].items()}
-    return Results(values["model"], values["data"], values["seed"], scores, list(values["notes"]))
+def from_json(values: Mapping[str, Any], source: str) -> Results:
+    """Return results that ``to_json`` gave.
+
+    Args:
+        values: What ``to_json`` gave.
+        source: Where it was read, for the error.
+
+    Raises:
+        TriptychError: If something is missing.
+    """
+    try:
+        found = {who: {name: Score(**s) for name, s in mine.items()} for who, mine in values["scores"].items()}
+        return Results(values["model"], values["data"], values["seed"], found, list(values["notes"]))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise TriptychError(f"{source} holds something that is no result of an evaluation: {error}.") from error
 
 
 def _show(score: Score | None) -> str:

@@ -31,7 +31,7 @@ BATCH_ROWS = 256
 """Rows written in one transaction: few large writes keep the table fast."""
 SAMPLE = 2_000
 """Vectors of each stream kept to tell what similarity is common."""
-KEPT = timedelta(seconds=10)
+KEPT = timedelta(minutes=1)
 """Age from which superseded versions of the tables are removed: searches that run meanwhile still find theirs."""
 
 
@@ -235,7 +235,7 @@ class Index:
         arrays: dict[str, np.ndarray] = {}
         generator = np.random.default_rng(0)
         for name in self._names():
-            self._database.open_table(name).optimize()
+            self._database.open_table(name).optimize(cleanup_older_than=KEPT)
         for space in self.spaces:
             self._build_cells(space)
             table = self._table(space)
@@ -246,8 +246,6 @@ class Index:
                 places = generator.permutation(np.flatnonzero(streams == stream))[:SAMPLE]
                 found = table.take_offsets(np.sort(places).tolist()).select(["vector"]).to_arrow()["vector"]
                 arrays[f"{space}/{stream}"] = np.array(found.to_pylist(), dtype=np.float32)
-        for name in self._names():
-            self._database.open_table(name).optimize(cleanup_older_than=KEPT)
         return arrays
 
     def _build_cells(self, space: str) -> None:
