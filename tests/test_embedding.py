@@ -14,7 +14,9 @@ from triptych.batch import Clip
 from triptych.embedding import EmbeddingTable, fold, sweep, sweep_to
 from triptych.errors import TriptychError, UsageError
 from triptych.media.collection import Rows
+from triptych.media.write import write_video
 from triptych.model import Model, random_model
+from triptych.recipe import Grid
 
 FACTS = {"fingerprint": "f", "data": "d", "kind": "embed"}
 
@@ -63,6 +65,15 @@ def test_each_caption_is_one_vector_and_each_window_another(model: Model, rows: 
     }
     told = table.select("text")
     assert told.starts[told.numbers == 0].tolist() == [0, 1, 2]
+
+
+def test_crops_are_of_the_picture_alone(model: Model, tmp_path: Path) -> None:
+    frames = torch.randint(0, 255, (32, 48, 96, 3), dtype=torch.uint8)
+    write_video(tmp_path / "a.mp4", frames, 8, torch.randn(1, 64_000) * 0.1)
+    viewing = model.test.model_copy(update={"windows": Grid(seconds=2.0, count=2, crops=3)})
+    table = sweep(model, Rows.open(tmp_path), viewing, workers=0, progress=False)["joint"]
+    assert table.select("video").crops.tolist() == [0, 1, 2] * 2
+    assert table.select("audio").crops.tolist() == [0, 0]
 
 
 def test_three_lines_of_python(model: Model, rows: Rows) -> None:
