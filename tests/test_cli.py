@@ -273,3 +273,8 @@ def test_an_index_and_its_queries(
     assert "3 unchanged" in capsys.readouterr().out
     assert run("search", index, "disc", "-k", 2, "--save", tmp_path / "cuts", "--json") == 0
     assert len(json.loads(capsys.readouterr().out)["saved"]) == 2
+    for path in (tmp_path / "moved" / "clips").iterdir():
+        path.unlink()
+    assert run("search", index, "disc", "-k", 2, "--save", tmp_path / "none") == 1
+    told = capsys.readouterr()
+    assert "2 of 2 hits were not saved; the first" in told.err and "score  where" in told.out

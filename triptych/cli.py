@@ -252,22 +252,25 @@ def search(
     """Search an index by words, a sound, a clip or a picture."""
     from triptych.api import searches
 
-    print(
-        searches.search(
-            index,
-            words,
-            audio=audio,
-            video=video,
-            image=image,
-            k=k,
-            path=path,
-            between=between,
-            streams=streams.split(",") if streams else None,
-            save=save,
-            source=source,
-            model=model,
-        ).render(as_json)
+    found = searches.search(
+        index,
+        words,
+        audio=audio,
+        video=video,
+        image=image,
+        k=k,
+        path=path,
+        between=between,
+        streams=streams.split(",") if streams else None,
+        save=save,
+        source=source,
+        model=model,
     )
+    print(found.render(as_json))
+    if found.failed:
+        raise TriptychError(
+            f"{len(found.failed)} of {len(found.hits)} hits were not saved; the first: {found.failed[0]}"
+        )
 
 
 @app.command()

@@ -212,6 +212,15 @@ def test_damage_is_told_and_a_lost_sample_is_made_again(source: Path, model: Mod
     assert Index.open(tmp_path / "index").update(model, Rows.open(source), workers=0)["added"] == 2
 
 
+def test_what_a_full_disk_left_of_a_table_is_none(source: Path, model: Model, tmp_path: Path) -> None:
+    index = Index.create(tmp_path / "index", FACTS)
+    for name in ("files", "space_joint"):
+        (tmp_path / "index" / "vectors" / f"{name}.lance" / "data").mkdir(parents=True)
+        (tmp_path / "index" / "vectors" / f"{name}.lance" / "data" / "half.lance").write_bytes(b"half")
+    assert index.update(model, Rows.open(source), workers=0)["added"] == 2
+    assert len(index.search({"joint": np.ones(16, dtype=np.float32)}, 5)) == 2
+
+
 def test_several_rows_of_a_file_are_its_parts(source: Path, model: Model, tmp_path: Path) -> None:
     """Segments of one file are all taken in; captions of one clip are one part."""
     manifest = source / "m.csv"

@@ -1,7 +1,6 @@
 """Verbs over vectors: the table of all of them, the index, and its search."""
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -208,15 +207,15 @@ def search(
         embed_words(found, words) if words is not None else embed_file(found, files[0], "audio" if audio else "video")
     )
     hits = opened.search(query, k, path, between, streams)
-    saved = []
+    saved, failed = [], []
     if save is not None and root is not None:
         for place, hit in enumerate(hits, 1):
             out = Path(save) / f"{place:02d}-{Path(hit.path).stem}-{hit.start:.1f}.mp4"
             try:
                 saved.append(str(cut(root / hit.path, hit.start, hit.end, out)))
-            except TriptychError as error:  # the other hits can still be seen
-                print(f"not saved: {error}", file=sys.stderr)
-    return Hits(words if words is not None else str(files[0]), hits, saved)
+            except TriptychError as error:  # the hits can still be told
+                failed.append(str(error))
+    return Hits(words if words is not None else str(files[0]), hits, saved, failed)
 
 
 def _root(opened: Index, source: str | Path | None) -> Path:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Hits:
     hits: list[Hit]
     saved: list[str]
     """Files that the hits were cut out to."""
+    failed: list[str] = field(default_factory=list)
+    """Why others could not be."""
 
     def render(self, as_json: bool = False) -> str:
         """Return an aligned list, or one line of JSON."""

@@ -377,7 +377,10 @@ class Index:
         return self._database.open_table(f"space_{space}")
 
     def _names(self) -> list[str]:
-        return list(self._database.list_tables().tables)
+        """Return the tables; what a full disk left of one that never came to be is none."""
+        place = self.folder / "vectors"
+        names = self._database.list_tables().tables
+        return [name for name in names if any((place / f"{name}.lance" / "_versions").glob("*.manifest"))]
 
 
 def num_probes(partitions: int) -> int:
