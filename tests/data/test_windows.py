@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from triptych.data.spans import Span
@@ -442,6 +442,10 @@ RELATIONS = [
 
 
 @settings(max_examples=150, deadline=None)
+@example(  # a local window beyond the end of a row that is shorter than the global one
+    relation=GlobalAndLocal(seconds=2.0), start=0.0, seconds=0.0625, ahead=0.0, behind=0.0, at="start", short="hold",
+    length=0.5, offset=-0.3, seed=1,
+)  # fmt: skip
 @given(
     relation=st.sampled_from(RELATIONS),
     start=st.floats(0.0, 5.0),

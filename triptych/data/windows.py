@@ -341,7 +341,7 @@ class _Drawing:
             chosen = chosen[: relation.candidates]
         window = self._caption_window(relation, chosen)
         texts = tuple(_text_span(caption) for caption in chosen)
-        missing = Span(window.start, window.end)
+        missing = self._untold(window)
         texts += (missing,) * (relation.candidates - len(texts))
         views = []
         for view in self.viewing.views:
@@ -425,7 +425,12 @@ class _Drawing:
     def _text_in(self, window: Window) -> Span:
         """Return a drawn caption among those that are said in the window or belong to the whole row."""
         heard = [caption for caption in self.timeline.captions if _meet(window, Window(caption.start, caption.end))]
-        return _text_span(heard[self.dice.integer(len(heard))]) if heard else Span(window.start, window.end)
+        return _text_span(heard[self.dice.integer(len(heard))]) if heard else self._untold(window)
+
+    def _untold(self, window: Window) -> Span:
+        """Return the span of a window, as far as it lies in the row, of which nothing is told."""
+        start, end = (min(max(second, self.timeline.start), self.timeline.end) for second in (window.start, window.end))
+        return Span(start, end)
 
     def _finish(self, views: list[dict[Stream, tuple[Span, ...] | None]]) -> Drawn | None:
         done: list[dict[Stream, tuple[Span, ...]]] = []
