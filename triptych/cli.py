@@ -41,7 +41,7 @@ class Task(StrEnum):
 @app.command()
 def demo(
     out: Annotated[Path, Option(help="Folder for everything the demo makes.")] = Path("demo"),
-    minutes: Annotated[float, Option(min=0.1, help="Minutes of training.")] = 4.5,
+    minutes: Annotated[float, Option(min=0.1, help="Minutes of training.")] = 4.0,
     seed: Seed = 0,
 ) -> None:
     """Write a toy world, pretrain on it, evaluate, index, search, and write the report: no arguments needed."""

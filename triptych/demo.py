@@ -8,11 +8,11 @@ from triptych.media.collection import Rows
 from triptych.toyworld.truth import ceiling
 from triptych.toyworld.write import RECORDINGS
 
-LABELLED = 720
+LABELLED = 480
 """Training recordings whose labels the linear probe learns from."""
 
 
-def run_demo(out: str | Path = "demo", minutes: float = 4.5, seed: int = 0) -> None:
+def run_demo(out: str | Path = "demo", minutes: float = 4.0, seed: int = 0) -> None:
     """Write the toy world, pretrain LAVA on it, evaluate, index, search, and write the report.
 
     Args:

@@ -331,8 +331,8 @@ class OptimizerSpec(Config):
 class ScheduleSpec(Config):
     """Factor on the learning rate over a round: warm-up from `start`, then `shape` down to `end`."""
 
-    shape: Literal["cosine", "linear", "constant", "steps", "inverse_sqrt"] = "cosine"
-    """Curve after the warm-up."""
+    shape: Literal["cosine", "linear", "exponential", "constant", "steps", "inverse_sqrt"] = "cosine"
+    """Curve after the warm-up; `exponential` wants an `end` above 0."""
     warmup: float = Field(0.0, ge=0, le=1)
     """Share of the round that the linear warm-up takes."""
     start: float = Field(0.0, ge=0)
@@ -345,6 +345,12 @@ class ScheduleSpec(Config):
     """Of `steps`: shares of the round at which the factor is multiplied by `gamma`."""
     gamma: float = 0.1
     """Of `steps`."""
+
+    @model_validator(mode="after")
+    def _exponential_ends_above_zero(self) -> "ScheduleSpec":
+        if self.shape == "exponential" and not self.end:
+            raise ValueError("an `exponential` curve needs an `end` above 0")
+        return self
 
 
 class GradientSpec(Config):
@@ -359,6 +365,9 @@ class GradientSpec(Config):
     """Largest norm over all parameters together, but for groups that have their own."""
     clip_value: float | None = Field(None, gt=0)
     """Largest absolute value of an entry."""
+    not_finite: Literal["stop", "zero"] = "stop"
+    """Entries that are no number or infinite end the run, or count as 0 (VATT). A loss that is not finite always ends
+    it."""
 
 
 class TokenizerSpec(Config):

@@ -10,8 +10,8 @@ from triptych.data.audio import (
     finish_sound,
     mask_mels,
     mask_steps,
-    spectrogram_steps,
 )
+from triptych.data.front_ends import spectrogram_steps
 from triptych.recipe import AudioTransform
 
 RATE = 16_000.0

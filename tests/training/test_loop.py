@@ -340,6 +340,12 @@ def test_a_gradient_that_is_not_finite_is_not_applied(rows: Rows, tmp_path: Path
     assert all(tensor.isfinite().all() for tensor in kept.values())
 
 
+def test_a_gradient_that_is_not_finite_counts_as_zero_if_asked_for(rows: Rows, tmp_path: Path) -> None:
+    changes = {"config": {"steep_at": 4}, "gradients": {"not_finite": "zero"}}
+    tensors = _run(_recipe(**changes), rows, tmp_path / "run")
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+
+
 @contextmanager
 def _largest_file(size: int) -> Iterator[None]:
     """Let no file grow beyond ``size`` bytes: what a full disk looks like to whoever writes."""

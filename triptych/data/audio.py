@@ -3,13 +3,11 @@
 All draws are made in the worker and travel with the clip; only Gaussian noise is drawn here, from a seed a clip.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from triptych.layers.spectrogram import kaldi_fbank, log_mel
+from triptych.data.front_ends import spectrogram
 from triptych.recipe import AudioTransform
 
 
@@ -54,7 +52,7 @@ def finish_sound(
     x = amplify(waveform, draws["gain"]) if transform.gain else waveform
     if transform.front_end != "waveform":
         assert rate is not None
-        x, length = _spectrogram(x, length, rate, transform)
+        x, length = spectrogram(x, length, rate, transform)
     if transform.steps is not None:
         x = _fit(x, transform.steps)
         length = length.clamp(max=transform.steps)
@@ -67,15 +65,6 @@ def finish_sound(
     if transform.noise:
         x = add_noise(x, transform.noise, draws["noise_seed"])
     return x, length
-
-
-def spectrogram_steps(samples: Int[Tensor, " batch"], rate: float, transform: AudioTransform) -> Int[Tensor, " batch"]:
-    """Return how many steps of the transform's filter bank so many samples give; 0 for 0."""
-    if transform.front_end == "fbank":
-        steps = (samples - int(rate * transform.window)).div(int(rate * transform.hop), rounding_mode="floor") + 1
-    else:
-        steps = samples // round(rate * transform.hop) + 1
-    return steps.clamp(min=0).where(samples > 0, 0)
 
 
 def amplify(
@@ -121,19 +110,6 @@ def add_noise(
     for row, seed in enumerate(seeds.tolist()):
         noise[row].normal_(0.0, deviation, generator=generator.manual_seed(seed))
     return x + noise
-
-
-def _spectrogram(
-    waveform: Float[Tensor, "batch samples"], length: Int[Tensor, " batch"], rate: float, transform: AudioTransform
-) -> tuple[Float[Tensor, "batch steps mels"], Int[Tensor, " batch"]]:
-    sizes: dict[str, Any] = {"mels": transform.mels, "window": transform.window, "hop": transform.hop}
-    if transform.front_end == "fbank":
-        x = kaldi_fbank(waveform, rate, low=transform.low, high=transform.high, **sizes)
-    else:
-        x = log_mel(waveform, rate, low=transform.low, high=transform.high, floor=transform.floor, **sizes)
-    steps = spectrogram_steps(length, rate, transform)
-    valid = torch.arange(x.shape[1], device=x.device) < steps[:, None]
-    return x.where(valid[:, :, None], 0.0), steps
 
 
 def _fit(x: Float[Tensor, "batch steps *mels"], steps: int) -> Float[Tensor, "batch {steps} *mels"]:

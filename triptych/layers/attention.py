@@ -11,17 +11,25 @@ class SelfAttention(nn.Module):
     Initialised as PyTorch's ``nn.MultiheadAttention``: Xavier uniform for the former, zero biases.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
-        """Build the layer; ``heads`` must divide ``width``, ``dropout`` acts on the attention weights."""
+    def __init__(self, width: int, heads: int, dropout: float = 0.0, bias: bool = True) -> None:
+        """Build the layer.
+
+        Args:
+            width: Width of the stream.
+            heads: Attention heads; must divide ``width``.
+            dropout: On the attention weights.
+            bias: Whether queries, keys and values have one (the output always has).
+        """
         super().__init__()
         if width % heads:
             raise ValueError(f"{heads} heads do not divide a width of {width}")
         self.heads = heads
         self.dropout = dropout
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.output = nn.Linear(width, width)
         nn.init.xavier_uniform_(self.qkv.weight)
-        nn.init.zeros_(self.qkv.bias)
+        if bias:
+            nn.init.zeros_(self.qkv.bias)
         nn.init.zeros_(self.output.bias)
 
     def forward(

@@ -285,18 +285,18 @@ def _scenery(rng: np.random.Generator, difficulty: float) -> Scenery:
         hue = (hue + rng.uniform(0, 1)) % 1.0
     pair = (colours[0], colours[1])
     background = str(rng.choice(BACKGROUNDS))
-    drift = rng.uniform(0.0, 0.08, 2) * difficulty
-    tint = 1 + rng.uniform(-0.2, 0.2, 3) * difficulty
+    drift = rng.uniform(0.0, 0.09, 2) * difficulty
+    tint = 1 + rng.uniform(-0.4, 0.4, 3) * difficulty
     return Scenery(
         background=background if difficulty > 0 else "plain",
         colours=pair,
         scale=rng.uniform(0.12, 0.35),
         angle=rng.uniform(0, np.pi),
         drift=(drift[0], drift[1], rng.uniform(0.1, 0.4), rng.uniform(0, 1)),
-        light=(0.3 * difficulty * rng.uniform(0, 1), rng.uniform(0.1, 0.6), rng.uniform(0, 1)),
+        light=(0.4 * difficulty * rng.uniform(0, 1), rng.uniform(0.1, 0.6), rng.uniform(0, 1)),
         tint=(tint[0], tint[1], tint[2]),
         noise=0.02 * difficulty * rng.uniform(0.3, 1.0),
-        distractors=tuple(_distractor(rng) for _ in range(rng.binomial(4, min(1.0, 0.4 * difficulty)))),
+        distractors=tuple(_distractor(rng) for _ in range(rng.binomial(4, min(1.0, 0.7 * difficulty)))),
     )
 
 

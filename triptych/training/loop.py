@@ -31,7 +31,7 @@ from triptych.training import checkpoint, parallel
 from triptych.training.checkpoint import Position, Training
 from triptych.training.gradients import backward, find_rule
 from triptych.training.log import Log
-from triptych.training.optimizers import adjust, build_optimizer, clip, rates
+from triptych.training.optimizers import adjust, build_optimizer, clip, rates, zero_not_finite
 
 Watch = Callable[[Method, Clock], Mapping[str, float]]
 """Scores of a method in training; how evaluation reaches the loop."""
@@ -325,6 +325,8 @@ class _Run:
         if self.rule is not None:
             parallel.average_gradients(self.parameters)
         adjust(training.optimizer, recipe.schedules, clock.progress, self.steps, here.step)
+        if recipe.gradients.not_finite == "zero":
+            zero_not_finite(training.optimizer)
         norm = clip(training.optimizer, recipe.gradients.clip_norm, recipe.gradients.clip_value)
         loss, gradient = self._not_finite(terms, norm, parts)
         problem = parallel.first_problem(loss) or gradient  # a loss explains the gradient, which all ranks share

@@ -132,6 +132,8 @@ def schedule_factor(spec: ScheduleSpec, progress: float, steps: int) -> float:
             return spec.end + (1 - spec.end) * (1 + math.cos(math.pi * after)) / 2
         case "linear":
             return spec.end + (1 - spec.end) * (1 - after)
+        case "exponential":
+            return spec.end**after
         case "steps":
             return spec.gamma ** sum(progress >= milestone for milestone in spec.milestones)
         case "inverse_sqrt":
@@ -162,6 +164,14 @@ def rates(optimizer: Optimizer) -> dict[str, float]:
         if (group["schedule"], group["peak"]) != (first["schedule"], first["peak"]):
             found[f"lr.{group['schedule']}.{group['peak']:g}"] = group["lr"]
     return found
+
+
+def zero_not_finite(optimizer: Optimizer) -> None:
+    """Set the entries of the gradients that are no number or infinite to 0, in place (VATT's pretraining)."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                torch.nan_to_num_(parameter.grad, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def clip(optimizer: Optimizer, norm: float | None, value: float | None) -> Tensor:

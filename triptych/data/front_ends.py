@@ -1,0 +1,63 @@
+"""The filter banks that a recipe can name: one entry a front end, so that a new one is a function and a line."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from triptych.layers.spectrogram import kaldi_fbank, log_mel
+from triptych.recipe import AudioTransform
+
+
+@dataclass(frozen=True)
+class FrontEnd:
+    """From waveforms to steps of a spectrogram."""
+
+    spectrogram: Callable[[Float[Tensor, "batch samples"], float, AudioTransform], Float[Tensor, "batch steps mels"]]
+    """Of a waveform in [-1, 1], its rate (samples a second) and the transform."""
+    steps: Callable[[Int[Tensor, " batch"], float, AudioTransform], Int[Tensor, " batch"]]
+    """How many steps so many samples give, for more than no samples."""
+
+
+def _log_mel(waveform: Tensor, rate: float, transform: AudioTransform) -> Tensor:
+    bands = (transform.low, transform.high, transform.floor)
+    return log_mel(waveform, rate, transform.mels, transform.window, transform.hop, *bands)
+
+
+def _kaldi(waveform: Tensor, rate: float, transform: AudioTransform) -> Tensor:
+    bands = (transform.low, transform.high)
+    return kaldi_fbank(waveform, rate, transform.mels, transform.window, transform.hop, *bands)
+
+
+def _centred(samples: Tensor, rate: float, transform: AudioTransform) -> Tensor:
+    return samples // round(rate * transform.hop) + 1
+
+
+def _whole_windows(samples: Tensor, rate: float, transform: AudioTransform) -> Tensor:
+    room = samples - int(rate * transform.window)
+    return room.div(int(rate * transform.hop), rounding_mode="floor") + 1
+
+
+FRONT_ENDS: dict[str, FrontEnd] = {
+    "log_mel": FrontEnd(_log_mel, _centred),
+    "fbank": FrontEnd(_kaldi, _whole_windows),
+}
+"""By the name in ``AudioTransform.front_end``; ``waveform`` is none of them."""
+
+
+def spectrogram_steps(samples: Int[Tensor, " batch"], rate: float, transform: AudioTransform) -> Int[Tensor, " batch"]:
+    """Return how many steps of the transform's front end so many samples give; 0 for 0."""
+    steps = FRONT_ENDS[transform.front_end].steps(samples, rate, transform)
+    return steps.clamp(min=0).where(samples > 0, 0)
+
+
+def spectrogram(
+    waveform: Float[Tensor, "batch samples"], length: Int[Tensor, " batch"], rate: float, transform: AudioTransform
+) -> tuple[Float[Tensor, "batch steps mels"], Int[Tensor, " batch"]]:
+    """Return the spectrogram, zeros beyond its valid steps, and how many are valid."""
+    x = FRONT_ENDS[transform.front_end].spectrogram(waveform, rate, transform)
+    steps = spectrogram_steps(length, rate, transform)
+    valid = torch.arange(x.shape[1], device=x.device) < steps[:, None]
+    return x.where(valid[:, :, None], 0.0), steps
