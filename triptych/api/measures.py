@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -69,7 +69,8 @@ def evaluate(
     """
     rows = open_source(source)
     found = model if isinstance(model, Model) else open_model(model, rows, device)
-    evaluators = [_evaluator(task, found, rows, label, streams, query, target, group, seed) for task in tasks]
+    asked = (found, rows, label, streams, query, target, group, seed)
+    evaluators = [_evaluator(Asked(task, *asked)) for task in tasks]
     learns = any(task != "retrieval" for task in tasks)
     if folds is not None:
         parts: list[tuple[Rows | None, Rows]] = [*cross_validate(rows, folds)]
@@ -102,36 +103,72 @@ def evaluate(
     return results
 
 
-def _evaluator(
-    task: str,
-    model: Model,
-    rows: Rows,
-    label: str | None,
-    streams: Sequence[str] | None,
-    query: str | None,
-    target: str | None,
-    group: str | None,
-    seed: int,
-) -> Evaluator:
+@dataclass(frozen=True)
+class Asked:
+    """What a task is built from."""
+
+    task: str
+    model: Model
+    rows: Rows
+    label: str | None
+    streams: Sequence[str] | None
+    query: str | None
+    target: str | None
+    group: str | None
+    seed: int
+
+    def check_streams(self) -> None:
+        """Check that the model reads every stream that is asked for.
+
+        Raises:
+            UsageError: If it does not.
+        """
+        reads = set(self.model.test.views[0])
+        for word, names in (("--streams", self.streams or []), ("--from", [self.query]), ("--to", [self.target])):
+            for name in names:
+                if name is not None and not set(name.split("+")) <= reads:
+                    raise UsageError(f"{word} {name}: the model reads {', '.join(sorted(reads))}.")
+
+    def column(self) -> str:
+        """Return the label column.
+
+        Raises:
+            UsageError: If none is given.
+        """
+        if self.label is None:
+            columns = ", ".join(self.rows.columns)
+            raise UsageError(f"--task {self.task} needs --label COLUMN; {self.rows.source} has {columns}.")
+        return self.label
+
+
+def _retrieval(asked: Asked) -> Evaluator:
+    if not asked.model.method.spaces:
+        raise UsageError(f"{asked.model.method_name} has no joint space, so there is nothing to retrieve in.")
+    return Retrieval(asked.query, asked.target, asked.group, asked.model.method.spaces, seed=asked.seed)
+
+
+def _probe(asked: Asked) -> Evaluator:
+    return LinearProbe(asked.column(), asked.streams, group=asked.group, seed=asked.seed)
+
+
+def _knn(asked: Asked) -> Evaluator:
+    return KNN(asked.column(), asked.streams, group=asked.group, seed=asked.seed)
+
+
+TASKS: dict[str, Callable[[Asked], Evaluator]] = {"probe": _probe, "knn": _knn, "retrieval": _retrieval}
+"""What can be measured, by name; each checks what it needs before anything is decoded, and raises ``UsageError``."""
+
+
+def _evaluator(asked: Asked) -> Evaluator:
     """Return the evaluator of a task.
 
     Raises:
-        UsageError: If what the task needs is not there; told before anything is decoded.
+        UsageError: If there is no such task, or what it needs is not there.
     """
-    reads = set(model.test.views[0])
-    for word, names in (("--streams", streams or []), ("--from", [query]), ("--to", [target])):
-        for name in names:
-            if name is not None and not set(name.split("+")) <= reads:
-                raise UsageError(f"{word} {name}: the model reads {', '.join(sorted(reads))}.")
-    if task == "retrieval":
-        if not model.method.spaces:
-            raise UsageError(f"{model.method_name} has no joint space, so there is nothing to retrieve in.")
-        return Retrieval(query, target, group, model.method.spaces, seed=seed)
-    if task not in ("probe", "knn"):
-        raise UsageError(f"There is no task '{task}'; there are probe, knn and retrieval.")
-    if label is None:
-        raise UsageError(f"--task {task} needs --label COLUMN; {rows.source} has {', '.join(rows.columns)}.")
-    return (LinearProbe if task == "probe" else KNN)(label, streams, group=group, seed=seed)
+    asked.check_streams()
+    if asked.task not in TASKS:
+        raise UsageError(f"There is no task '{asked.task}'; there are {', '.join(TASKS)}.")
+    return TASKS[asked.task](asked)
 
 
 def _scores(
