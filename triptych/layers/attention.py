@@ -11,22 +11,26 @@ class SelfAttention(nn.Module):
     Initialised as PyTorch's ``nn.MultiheadAttention``: Xavier uniform for the former, zero biases.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0, bias: bool = True) -> None:
+    def __init__(
+        self, width: int, heads: int, dropout: float = 0.0, bias: bool = True, head_width: int | None = None
+    ) -> None:
         """Build the layer.
 
         Args:
             width: Width of the stream.
-            heads: Attention heads; must divide ``width``.
+            heads: Attention heads; must divide ``width``, unless ``head_width`` is given.
             dropout: On the attention weights.
             bias: Whether queries, keys and values have one (the output always has).
+            head_width: Width of each head; ``width / heads`` where None.
         """
         super().__init__()
-        if width % heads:
+        if head_width is None and width % heads:
             raise ValueError(f"{heads} heads do not divide a width of {width}")
+        inner = heads * (head_width or width // heads)
         self.heads = heads
         self.dropout = dropout
-        self.qkv = nn.Linear(width, 3 * width, bias=bias)
-        self.output = nn.Linear(width, width)
+        self.qkv = nn.Linear(width, 3 * inner, bias=bias)
+        self.output = nn.Linear(inner, width)
         nn.init.xavier_uniform_(self.qkv.weight)
         if bias:
             nn.init.zeros_(self.qkv.bias)

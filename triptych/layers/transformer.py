@@ -28,12 +28,13 @@ class Block(nn.Module):
         bias: bool = True,
         inner_dropout: float | None = None,
         drop_path: float = 0.0,
+        head_width: int | None = None,
     ) -> None:
         """Build the block.
 
         Args:
             width: Width of the stream.
-            heads: Attention heads; must divide ``width``.
+            heads: Attention heads; must divide ``width``, unless ``head_width`` is given.
             ratio: Width of the feed-forward part over ``width``.
             norm: Place of the layer norms.
             dropout: On attention weights, after attention, inside and after the feed-forward part.
@@ -42,10 +43,11 @@ class Block(nn.Module):
             inner_dropout: Inside the feed-forward part, where it differs from ``dropout``.
             drop_path: Probability that a row of a batch passes by attention, and again by the feed-forward part
                 (stochastic depth); what stays is scaled up.
+            head_width: Width of each head; ``width / heads`` where None.
         """
         super().__init__()
         self.post = norm == "post"
-        self.attention = SelfAttention(width, heads, dropout, bias)
+        self.attention = SelfAttention(width, heads, dropout, bias, head_width)
         self.norm1 = nn.LayerNorm(width, eps=eps)
         self.norm2 = nn.LayerNorm(width, eps=eps)
         hidden = round(width * ratio)
