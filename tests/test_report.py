@@ -1,5 +1,6 @@
 """The page of a run: what is computed for it, and that it stands alone."""
 
+import json
 import re
 from pathlib import Path
 
@@ -62,3 +63,15 @@ def test_figures_and_page_load_nothing() -> None:
     page = report.render_page("<title>", [("First & second", "".join(figures)), ("Empty", "")])
     assert "&lt;title&gt;" in page and 'href="#0">First &amp; second' in page and "Empty" not in page
     assert not re.search(r'(?:src|href)="(?!data:|#)', page) and "@import" not in page and "url(http" not in page
+
+
+def test_the_newest_of_each_score_is_shown_and_older_ones_are_folded_away(tmp_path: Path) -> None:
+    def results(name: str, value: float) -> str:
+        scores = {"run": {name: Score(value, value, value, 10, 25.0)}}
+        return json.dumps(Results("run", f"toy {value}", 0, scores).to_json()) + "\n"
+
+    lines = [results("retrieval text to video R@1", 11.0), results("probe video", 22.0), results("probe video", 33.0)]
+    (tmp_path / "evaluations.jsonl").write_text("".join(lines))
+    shown, folded = report._evaluations(tmp_path).split("<details><summary>1 earlier")
+    assert "toy 11.0" in shown and "toy 33.0" in shown and "toy 22.0" not in shown
+    assert "toy 22.0" in folded

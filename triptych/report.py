@@ -163,9 +163,16 @@ def _evaluations(run: Path) -> str:
     if not path.is_file():
         return _note("None yet: triptych evaluate RUN SOURCE --task retrieval.")
     found = [from_json(values, str(path)) for values in read_lines(path)]
-    newest = _evaluation(found[-1])
-    older = "".join(map(_evaluation, reversed(found[:-1])))
-    return newest + (f"<details><summary>{len(found) - 1} earlier</summary>{older}</details>" if older else "")
+    shown: list[Results] = []
+    earlier: list[Results] = []
+    told: set[str] = set()
+    for results in reversed(found):  # the newest of each score; what only tells old values is folded away
+        names = set(results.names)
+        (earlier if names <= told else shown).append(results)
+        told |= names
+    older = "".join(map(_evaluation, earlier))
+    folded = f"<details><summary>{len(earlier)} earlier</summary>{older}</details>" if earlier else ""
+    return "".join(map(_evaluation, shown)) + folded
 
 
 def _evaluation(results: Results) -> str:
