@@ -29,7 +29,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 
 bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/learning.py --out bench
 
 setup: $(VENV)/.dev
 
@@ -42,4 +42,4 @@ $(VENV)/.dev: pyproject.toml constraints.txt setup.sh
 	touch $@ $(VENV)/.demo
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo bench

@@ -47,6 +47,8 @@ from triptych.recipe import (
     Viewing,
 )
 
+PROBE = ("video", "kind")
+"""Stream and label of the linear probe that tells whether ``small()`` learns; chosen before it was run."""
 MODALITIES = ("audio", "video", "text")
 """In the authors' order; a term is named by two initials, the centroid's is ``c``."""
 
