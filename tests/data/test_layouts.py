@@ -470,3 +470,37 @@ def test_wrong_requests(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(TriptychError, match=r"None of the 3 files .* is below .*empty; the first is Archery/"):
         read_layout("ucf101", tmp_path / "empty", _ucf(tmp_path / "lists"))
+
+
+def test_ave_as_published(lists: Path) -> None:
+    layout = read_layout("ave", None, lists / "ave")
+    assert len(layout.rows) == 4143 and len({row["path"] for row in layout.rows}) == 4097
+    assert len(layout.classes) == 28 and layout.classes[0] == "Accordion"
+    assert "no split" in layout.notes and "published" not in layout.notes
+    _check_targets(layout)
+    labels = [json.loads(str(row["segments"])) for row in layout.rows]
+    assert {len(seconds) for seconds in labels} == {10}
+    assert labels[0] == ["Church bell"] * 10  # 0&10
+    assert labels[1] == ["background"] * 6 + ["Church bell"] * 2 + ["background"] * 2  # 6&8
+    assert sum(seconds == ["background"] * 10 for seconds in labels) == 1  # an event from 0 to 0
+
+
+def test_ave_in_parts(tmp_path: Path) -> None:
+    events = ["Bark&aaa&good&2&7", "Race car, auto racing&bbb&good&0&10", "Bark&bbb&good&0&1", "Cat&ccc&good&9&10"]
+    _write(tmp_path, "Annotations.txt", "Category&VideoID&Quality&StartTime&EndTime\n" + "\n".join(events))
+    _write(tmp_path, "trainSet.txt", "\n".join(events[:3]) + "\n")
+    _write(tmp_path, "testSet.txt", events[3] + "\n")
+    layout = read_layout("ave", None, tmp_path)
+    assert layout.classes == ("Bark", "Cat", "Race car, auto racing")
+    assert _parts(layout) == {"train": 3, "test": 1}
+    assert [row["path"] for row in layout.rows] == ["AVE/aaa.mp4", "AVE/bbb.mp4", "AVE/bbb.mp4", "AVE/ccc.mp4"]
+    assert json.loads(str(layout.rows[0]["segments"])) == ["background"] * 2 + ["Bark"] * 5 + ["background"] * 3
+    assert _parts(read_layout("ave", None, tmp_path, "test")) == {"test": 1}
+    with pytest.raises(TriptychError, match=r"valSet.txt, which is not in"):
+        read_layout("ave", None, tmp_path, "val")
+    _write(tmp_path, "valSet.txt", "Dog&ddd&good&0&10\n")
+    with pytest.raises(TriptychError, match=r"line 1: the class 'Dog' is not in Annotations.txt"):
+        read_layout("ave", None, tmp_path)
+    _write(tmp_path, "Annotations.txt", "Bark&aaa&good&2\n")
+    with pytest.raises(TriptychError, match=r"line 1: CATEGORY&VIDEO&QUALITY&START&END is expected"):
+        read_layout("ave", None, tmp_path)

@@ -22,6 +22,20 @@ def test_rows_tell_everything_later_tasks_are_measured_on():
         assert json.loads(row["highlights"]) == ([list(scene.highlight)] if scene.highlight else [])
 
 
+def test_each_whole_second_is_told():
+    found = set()
+    for index in range(200):
+        scene = describe(0, index)
+        labels = json.loads(tell(scene, "x.mp4")["segments"])
+        assert len(labels) == int(scene.duration)
+        for second, label in enumerate(labels):
+            struck = scene.collision is not None and second == int(scene.collision.time)
+            happens = any(int(event) == second for event in scene.events)
+            assert label == (scene.collision.effect if struck else scene.main.kind if happens else "background")
+            found.add(label)
+    assert {"recolour", "break", "background", "disc", "heart"} <= found and len(found) == 11
+
+
 def test_a_forged_row_says_what_was_swapped():
     seen = set()
     for index in range(20):

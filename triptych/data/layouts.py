@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
-from triptych.data import caption_lists, class_lists
+from triptych.data import caption_lists, class_lists, event_lists
 from triptych.data.annotations import Entry, Listing
 from triptych.errors import TriptychError, UsageError
 from triptych.files import replacing
@@ -32,6 +32,7 @@ Reader = Callable[[Path, str | None, bool], Listing]
 LAYOUTS: dict[str, Reader] = {
     "audiocaps": caption_lists.audiocaps,
     "audioset": class_lists.audioset,
+    "ave": event_lists.ave,
     "esc10": class_lists.esc10,
     "esc50": class_lists.esc50,
     "hmdb51": class_lists.hmdb51,

@@ -21,6 +21,7 @@ COLUMNS = (
     "background",
     "duration",
     "events",
+    "segments",
     "change",
     "change_time",
     "change_from",
@@ -54,6 +55,7 @@ def tell(scene: Scene, path: str) -> dict[str, str]:
         "background": scene.scenery.background,
         "duration": f"{scene.duration:g}",
         "events": json.dumps(scene.events),
+        "segments": json.dumps(segments(scene)),
         "change": collision.effect if collision else "none",
         "tampered": scene.tampered,
         "highlights": json.dumps([scene.highlight] if scene.highlight else []),
@@ -72,6 +74,23 @@ def tell(scene: Scene, path: str) -> dict[str, str]:
         row["mouth"] = json.dumps([round(value, 4) for value in _box(talk.x, talk.y, 0.8 * talk.radius)])
         row["swapped"] = "" if scene.tampered == "none" else _timed(other)
     return {column: row.get(column, "") for column in COLUMNS}
+
+
+def segments(scene: Scene) -> list[str]:
+    """What is seen and heard to happen in each whole second of ``scene``.
+
+    The effect of the collision in its second (``recolour`` or ``break``); else the kind of the main thing, if it has an
+    event there; else ``background``: between the events of what is slow, and after it broke.
+    """
+    labels = []
+    for second in range(int(scene.duration)):
+        label = "background"
+        if any(second <= event < second + 1 for event in scene.events):
+            label = scene.main.kind
+        if scene.collision and second <= scene.collision.time < second + 1:
+            label = scene.collision.effect
+        labels.append(label)
+    return labels
 
 
 def ceiling(rows: Sequence[Mapping[str, str]]) -> dict[str, float]:
