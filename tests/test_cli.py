@@ -119,9 +119,12 @@ def test_features_are_streams_that_recordings_carry(world: Path, trained: Path, 
     with rows.recording(1) as recording:
         found = recording.sequence("video-features", 0.0, 100.0)
         assert recording.timeline.end > 1
+        assert recording.timeline.streams["video-features"].start == 0
     part = table.take(table.numbers == 1)
     assert len(rows) == 4 and torch.equal(found.vectors, torch.from_numpy(np.array(part.vectors)))
-    np.testing.assert_allclose(found.times, (part.starts + part.ends) / 2, atol=1e-5)
+    middles = (part.starts + part.ends) / 2
+    np.testing.assert_allclose(found.times[1:], (middles[1:] + middles[:-1]) / 2, atol=1e-5)
+    assert found.times[0] == 0 and found.end == pytest.approx(part.ends[-1], abs=1e-5)
 
 
 def test_a_run_is_never_overwritten_and_an_ended_one_stays(

@@ -63,8 +63,9 @@ class AudioTransform(Config):
     """Waveform (mono, in [-1, 1]) to the encoder's input."""
 
     kind: Literal["audio"] = "audio"
-    front_end: Literal["waveform", "log_mel", "fbank"] = "log_mel"
-    """`fbank` is Kaldi-compatible (vision-transformers-common, section 6)."""
+    front_end: Literal["waveform", "log_mel", "davenet", "fbank", "magnitude_mel"] = "log_mel"
+    """`fbank` is Kaldi-compatible (vision-transformers-common, section 6); `davenet` are decibels below the clip's maximum,
+    of the pre-emphasised sound (DAVEnet, AVLnet); `magnitude_mel` is brought to 0..1 by each clip's extremes (VATT)."""
     mels: int = Field(80, ge=1)
     """Mel bands."""
     window: float = Field(0.025, gt=0)
@@ -76,13 +77,18 @@ class AudioTransform(Config):
     high: float | None = None
     """Highest frequency of the bank, Hz; half the rate where None."""
     floor: float = Field(1e-6, gt=0)
-    """Energy below which the logarithm is cut (`log_mel`)."""
+    """Energy below which the logarithm is cut (`log_mel`; for `davenet` as a share of the clip's maximum)."""
     steps: int | None = None
     """Pad with zeros or cut to so many steps (samples for `waveform`); as many as there are where None."""
+    pad: Literal["spectrogram", "output"] = "spectrogram"
+    """Where steps beyond the valid ones are zeros: in the spectrogram, which `mean` and `std` then change like the rest,
+    or in what comes out of them (LAVISH)."""
     gain: float = Field(0.0, ge=0)
     """The level is changed by a draw from [-x, x] decibels."""
     noise: float = Field(0.0, ge=0)
     """Standard deviation of Gaussian noise added to the output."""
+    peak_noise: float = Field(0.0, ge=0)
+    """The same, over the largest absolute value of the clip's output (VATT)."""
     time_mask: int = Field(0, ge=0)
     """SpecAugment: longest stretch of steps set to the clip's mean."""
     mel_mask: int = Field(0, ge=0)
@@ -101,14 +107,24 @@ class TextTransform(Config):
     """Tokens at most, begin and end marks included; longer captions are cut, shorter ones padded with id 0."""
     prompt: str = "{}"
     """The caption is put in the place of `{}`."""
+    marks: bool = True
+    """Whether marks of begin and end stand round the words; VATT and MMV have none."""
 
 
 class SequenceTransform(Config):
     """Precomputed vectors, padded with zeros or cut."""
 
     kind: Literal["sequence"] = "sequence"
-    steps: int = Field(30, ge=1)
-    """Vectors at most."""
+    steps: int | None = Field(30, ge=1)
+    """Vectors at most; as many as there are where None."""
+    fit: Literal["cut", "nearest", "max"] = "cut"
+    """What becomes of more than `steps` of them: the first ones are taken, evenly spaced ones, or the maxima of `steps`
+    stretches of equal length."""
+    like: str | None = None
+    """Another stream of vectors, to whose number in the window these are brought first by taking the nearest: features
+    of two rates stand side by side. Where the window has none of the other's, it has none of these."""
+    normalize: bool = False
+    """Whether each vector is divided by its norm."""
 
 
 Transform = Annotated[VideoTransform | AudioTransform | TextTransform | SequenceTransform, Field(discriminator="kind")]
@@ -223,6 +239,24 @@ class AroundCaption(Windows):
     """A window is at least so long, seconds, when `seconds` is None."""
 
 
+class AtCaption(Windows):
+    """The caption that is said at the edge of a drawn window, in the place of the window (Everything at Once).
+
+    It is the one said where the window begins, else the one said where it ends; else the window stays, untold. The
+    captions before and after it are joined to it, always the one that makes the shorter whole, until it lasts as long as
+    the window did: their words are read one after another as one caption.
+    """
+
+    kind: Literal["at_caption"] = "at_caption"
+    apart: float = 0.0
+    """Seconds by which `streams` are moved against a caption (not against an untold window): sound that is not what the
+    words were heard from."""
+    either: bool = False
+    """Whether they are moved back as often as forth; else always forth."""
+    streams: tuple[str, ...] = ("audio",)
+    """Streams that are moved."""
+
+
 class Grid(Windows):
     """Windows evenly spaced over the row, as candidates; for tests."""
 
@@ -244,7 +278,16 @@ class Whole(Windows):
 
 
 Relation = Annotated[
-    Aligned | TwoWindows | Several | Shifted | BeforeAndAfter | GlobalAndLocal | AroundCaption | Grid | Whole,
+    Aligned
+    | TwoWindows
+    | Several
+    | Shifted
+    | BeforeAndAfter
+    | GlobalAndLocal
+    | AroundCaption
+    | AtCaption
+    | Grid
+    | Whole,
     Field(discriminator="kind"),
 ]
 
@@ -357,8 +400,8 @@ class GradientSpec(Config):
     """What is done to gradients before the optimizer sees them."""
 
     rule: str = "sum"
-    """How the gradients of the terms of the loss become one: `sum`, or a `module:function` that is given them term by
-    term (see `triptych/training/gradients.py`)."""
+    """How the gradients of the terms of the loss become one: `sum`, `harmonize` (where they conflict, see
+    docs/methods/gradient-harmonization.md), or a `module:function` that is given them term by term."""
     options: dict[str, bool | int | float | str] = {}
     """Keyword arguments of the rule."""
     clip_norm: float | None = Field(None, gt=0)

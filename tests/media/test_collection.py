@@ -161,12 +161,24 @@ def test_precomputed_vectors_are_streams_of_probed_rows(folder: Path, tmp_path: 
     with rows.recording(0) as recording:
         assert recording.timeline.streams["s3d"].end == 2.0
         assert recording.sequence("s3d", 0.0, 1.0).vectors.shape == (1, 4)
-    np.savez(tmp_path / "g.npz", vectors=np.zeros((2, 4)), times=np.zeros(3))
-    with (
-        Recording(folder / "b.mp4", sequences={"s3d": tmp_path / "g.npz"}) as recording,
-        pytest.raises(TriptychError, match=r"g\.npz: expected vectors \(steps, width\) and times \(steps\), found"),
+    for times, message in (
+        (np.zeros(4), r"g\.npz: expected vectors \(steps, width\) and times \(steps\), found"),
+        (np.zeros(2), r"g\.npz: the times of the vectors must increase"),
     ):
-        _ = recording.timeline
+        np.savez(tmp_path / "g.npz", vectors=np.zeros((2, 4)), times=times)
+        with (
+            Recording(folder / "b.mp4", sequences={"s3d": tmp_path / "g.npz"}) as recording,
+            pytest.raises(TriptychError, match=message),
+        ):
+            _ = recording.timeline
+
+
+def test_vectors_that_a_probed_row_was_given_later(folder: Path, tmp_path: Path) -> None:
+    rows, _ = probe_rows(Rows.build([{"path": str(folder / "b.mp4")}], tmp_path, "m"), workers=1)
+    np.savez(tmp_path / "f.npz", vectors=np.zeros((2, 4)), times=[0.0, 0.5, 1.5])
+    with rows.with_columns({"stream:s3d": ["f.npz"]}).recording(0) as recording:
+        extent = recording.timeline.streams["s3d"]
+        assert (extent.start, extent.end) == (0.0, 1.5) and "video" in recording.timeline.streams
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,8 @@ def embed(
         source: Recordings.
         out: Folder; empty, or of the same model and source.
         features: Write what the encoders yield instead of the vectors of the joint spaces, and besides a sequence a
-            recording and stream, with ``OUT/manifest.csv`` that names them as streams of the recordings.
+            recording and stream, with ``OUT/manifest.csv`` that names them as streams of the recordings. Captions are
+            no windows, and make no sequence.
         split: Only these rows.
         device: Where.
         workers: Decoding processes.
@@ -75,19 +77,35 @@ def _write_sequences(tables: Mapping[str, EmbeddingTable], rows: Rows, out: Path
     columns: dict[str, list[str]] = {}
     for space, table in tables.items():
         stream = space.removeprefix("features:")
+        if stream == "text":
+            continue
         names = columns.setdefault(f"{SEQUENCE}{stream}-features", [""] * len(rows))
-        for number in np.unique(table.numbers).tolist():
-            part = table.take(np.flatnonzero(table.numbers == number))
+        by_row = np.flatnonzero(np.diff(table.numbers, prepend=-1, append=len(rows)))
+        for first, last in pairwise(by_row.tolist()):
+            number = int(table.numbers[first])
             names[number] = f"sequences/{stream}/{number:06d}.safetensors"
-            times = ((part.starts + part.ends) / 2).astype(np.float32)
             with replacing(out / names[number]) as place:
-                save_file({"vectors": np.ascontiguousarray(part.vectors), "times": times}, place)
+                save_file(_sequence(table.take(np.arange(first, last))), place)
     paths: dict[str, list[str]] = {
         column: [row[column] and os.path.relpath(rows.root / row[column], out) for row in rows]
         for column in ("path", "audio")
         if column in rows.columns
     }
     rows.with_columns({**paths, **columns}).save(out / "manifest.csv")
+
+
+def _sequence(part: EmbeddingTable) -> dict[str, np.ndarray]:
+    """Return the vectors of a row's windows, means over crops, and the stretch that each stands for.
+
+    Windows overlap and stretches do not: one gives way to the next halfway between the middles of their windows.
+    """
+    starts, first, places = np.unique(part.starts, return_index=True, return_inverse=True)
+    sums = np.zeros((len(starts), part.vectors.shape[1]))
+    np.add.at(sums, places, part.vectors)
+    middles = (starts + part.ends[first]) / 2
+    times = [starts[:1], (middles[1:] + middles[:-1]) / 2, part.ends[first][-1:]]
+    vectors = (sums / np.bincount(places)[:, None]).astype(np.float32)
+    return {"vectors": vectors, "times": np.concatenate(times).astype(np.float32)}
 
 
 def index(

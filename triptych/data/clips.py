@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from jaxtyping import Int, Shaped
 from torch import Tensor
+from torch.nn import functional
 
 from triptych.batch import Batch, Clip, Stream
 from triptych.data.audio import draw_sound, finish_sound
@@ -235,22 +236,45 @@ def _read_vectors(
     for span in spans:
         vectors, times = torch.zeros(0, 0), torch.zeros(0)
         for piece in span.pieces:
-            sequence = recording.sequence(stream, piece.start, piece.end)
-            vectors, times = sequence.vectors[: transform.steps], sequence.times[: transform.steps]
-        parts.data.append(vectors)
+            found = recording.sequence(stream, piece.start, piece.end)
+            vectors, times = found.vectors, found.times
+            if transform.like is not None:
+                there = transform.like in recording.sequences
+                count = len(recording.sequence(transform.like, piece.start, piece.end).times) if there else 0
+                vectors, times = (nearest(x, count) for x in (vectors, times))
+            vectors, times = _fit(vectors, times, transform)
+        parts.data.append(functional.normalize(vectors, dim=1) if transform.normalize else vectors)
         parts.times.append(times)
     return parts
 
 
+def nearest(x: Shaped[Tensor, "steps ..."], count: int) -> Shaped[Tensor, "kept ..."]:
+    """Return ``count`` of the steps, evenly spaced: step floor(i steps / count) in the place i; none of none."""
+    return x[torch.arange(count if len(x) else 0) * len(x) // max(count, 1)]
+
+
+def _fit(vectors: Tensor, times: Tensor, transform: SequenceTransform) -> tuple[Tensor, Tensor]:
+    """Bring more vectors than the transform's steps down to these."""
+    steps = transform.steps
+    if steps is None or len(times) <= steps:
+        return vectors, times
+    if transform.fit == "cut":
+        return vectors[:steps], times[:steps]
+    if transform.fit == "nearest":
+        return nearest(vectors, steps), nearest(times, steps)
+    return functional.adaptive_max_pool1d(vectors.T, steps).T, nearest(times, steps)
+
+
 def _tokens(span: Span, transform: TextTransform, tokenizer: Tokenizer) -> Int[Tensor, " steps"]:
-    ids = [] if span.text is None else tokenizer.encode(span.text, transform.steps, transform.prompt)
+    ids = [] if span.text is None else tokenizer.encode(span.text, transform.steps, transform.prompt, transform.marks)
     return torch.tensor(ids, dtype=torch.long)
 
 
 def _stack(parts: _Parts, spans: tuple[Span, ...], spec: StreamSpec, candidates: bool) -> RawClip:
     """Pad the candidates of a row to one length; without the axis if the relation has none."""
     if isinstance(spec.transform, TextTransform | SequenceTransform):
-        lengths, steps = [len(part) for part in parts.data], spec.transform.steps
+        lengths = [len(part) for part in parts.data]
+        steps = max(lengths) if spec.transform.steps is None else spec.transform.steps
     else:
         lengths, steps = [span.length for span in spans], max(span.steps for span in spans)
     data = _side_by_side([_pad(part, steps) for part in parts.data])

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from triptych.layers.spectrogram import kaldi_fbank, log_mel
+from triptych.layers.spectrogram import davenet_mel, kaldi_fbank, log_mel, magnitude_mel
 from triptych.recipe import AudioTransform
 
 
@@ -26,9 +26,21 @@ def _log_mel(waveform: Tensor, rate: float, transform: AudioTransform) -> Tensor
     return log_mel(waveform, rate, transform.mels, transform.window, transform.hop, *bands)
 
 
+def _davenet(waveform: Tensor, rate: float, transform: AudioTransform) -> Tensor:
+    bands = (transform.low, transform.high, transform.floor)
+    return davenet_mel(waveform, rate, transform.mels, transform.window, transform.hop, *bands)
+
+
 def _kaldi(waveform: Tensor, rate: float, transform: AudioTransform) -> Tensor:
     bands = (transform.low, transform.high)
     return kaldi_fbank(waveform, rate, transform.mels, transform.window, transform.hop, *bands)
+
+
+def _magnitudes(waveform: Tensor, rate: float, transform: AudioTransform) -> Tensor:
+    bands = (transform.low, transform.high)
+    x = magnitude_mel(waveform, rate, transform.mels, transform.window, transform.hop, *bands)
+    low, high = (extreme(x, dim=(1, 2), keepdim=True) for extreme in (torch.amin, torch.amax))
+    return (x - low) / (high - low).where(high > low, 1.0)  # a silent clip is zeros
 
 
 def _centred(samples: Tensor, rate: float, transform: AudioTransform) -> Tensor:
@@ -40,9 +52,15 @@ def _whole_windows(samples: Tensor, rate: float, transform: AudioTransform) -> T
     return room.div(int(rate * transform.hop), rounding_mode="floor") + 1
 
 
+def _begun_hops(samples: Tensor, rate: float, transform: AudioTransform) -> Tensor:
+    return -(-samples // int(rate * transform.hop))
+
+
 FRONT_ENDS: dict[str, FrontEnd] = {
     "log_mel": FrontEnd(_log_mel, _centred),
+    "davenet": FrontEnd(_davenet, _whole_windows),
     "fbank": FrontEnd(_kaldi, _whole_windows),
+    "magnitude_mel": FrontEnd(_magnitudes, _begun_hops),
 }
 """By the name in ``AudioTransform.front_end``; ``waveform`` is none of them."""
 

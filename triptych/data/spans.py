@@ -64,9 +64,9 @@ class Span:
 
 
 def count_steps(spec: StreamSpec, seconds: float, rate: float | None) -> int:
-    """Return the steps of a clip of ``seconds``; 0 where the rate is neither asked for nor known."""
+    """Return the steps of a clip of ``seconds``; 0 where nothing but reading tells: an unknown rate, uncut vectors."""
     if spec.transform.kind == "sequence":
-        return spec.transform.steps
+        return spec.transform.steps or 0
     return 0 if rate is None else max(1, round(seconds * rate))
 
 
@@ -103,7 +103,7 @@ def cut_span(
         return Span(edge, edge, steps=steps)
     if spec.transform.kind == "sequence":
         piece = Piece(0, inside.start, inside.end)
-        return Span(inside.start, inside.end, steps=steps, length=steps, pieces=(piece,))
+        return Span(inside.start, inside.end, steps=steps, length=max(steps, 1), pieces=(piece,))
     assert rate is not None
     if spec.transform.kind == "video":
         times = _frame_times(start, speed / rate, steps, spec.short, extent)

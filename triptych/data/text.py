@@ -80,13 +80,14 @@ class Tokenizer:
         """Number of ids."""
         return self._engine.get_vocab_size()
 
-    def encode(self, text: str, steps: int, prompt: str = "{}") -> list[int]:
-        """Return the ids of a caption between begin and end marks.
+    def encode(self, text: str, steps: int, prompt: str = "{}", marks: bool = True) -> list[int]:
+        """Return the ids of a caption.
 
         Args:
             text: Caption.
             steps: Ids at most; longer captions are cut, the end mark stays.
             prompt: The caption is put in the place of ``{}``.
+            marks: Whether they stand between marks of begin and end.
 
         Returns:
             At most ``steps`` ids, without padding; none at all where the caption is empty or says no more than the
@@ -97,7 +98,7 @@ class Tokenizer:
         if [word.casefold() for word in words] == bare[: len(words)]:
             return []
         ids = self._engine.encode(prompt.replace("{}", " ".join(words))).ids
-        return [BEGIN, *ids[: steps - 2], END]
+        return [BEGIN, *ids[: steps - 2], END] if marks else ids[:steps]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Return the text of ids, special tokens left out."""

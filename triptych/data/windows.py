@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from triptych.batch import Stream
+from triptych.data.narration import caption_at, join_captions
 from triptych.data.spans import TOLERANCE, Span, Window, count_steps, cut_span, show_still
 from triptych.media.captions import Caption
 from triptych.media.timeline import Timeline
 from triptych.recipe import (
     AroundCaption,
+    AtCaption,
     BeforeAndAfter,
     GlobalAndLocal,
     Grid,
@@ -114,6 +116,8 @@ class _Drawing:
             return self._finish([self._grid_view(self.viewing.windows, view) for view in self.viewing.views])
         if isinstance(self.viewing.windows, AroundCaption):
             return self._around_caption(self.viewing.windows)
+        if isinstance(self.viewing.windows, AtCaption):
+            return self._at_caption(self.viewing.windows)
         windows = self._windows()
         if windows is None:
             return None
@@ -343,13 +347,7 @@ class _Drawing:
         texts = tuple(_text_span(caption) for caption in chosen)
         missing = self._untold(window)
         texts += (missing,) * (relation.candidates - len(texts))
-        views = []
-        for view in self.viewing.views:
-            spans: dict[Stream, tuple[Span, ...] | None] = {}
-            for stream, spec in view.items():
-                spans[stream] = texts if spec.transform.kind == "text" else self._spans(stream, spec, window)
-            views.append(spans)
-        return self._finish(views)
+        return self._with_texts(texts, window, {})
 
     def _caption_window(self, relation: AroundCaption, chosen: list[Caption]) -> Window:
         if not chosen:
@@ -360,6 +358,30 @@ class _Drawing:
             low, high = self._room(self.viewing.views, seconds)
             start = max(min(_middle(chosen[0]) - seconds / 2, high), low)
         return Window(start, start + seconds)
+
+    def _at_caption(self, relation: AtCaption) -> Drawn | None:
+        seconds = relation.seconds or self.area.seconds
+        start = self._place(self.viewing.views, seconds)
+        window, told, shift = Window(start, start + seconds), None, 0.0
+        place = caption_at(self.timeline.captions, window)
+        if place is not None:
+            told = join_captions(self.timeline.captions, place, seconds)
+            window = Window(told.start, told.end)
+            shift = -relation.apart if relation.either and self.dice.integer(2) else relation.apart
+        moved = Window(window.start + shift, window.end + shift)
+        text = self._untold(window) if told is None else _text_span(told)
+        return self._with_texts((text,), window, dict.fromkeys(relation.streams, moved))
+
+    def _with_texts(self, texts: tuple[Span, ...], window: Window, moved: dict[Stream, Window]) -> Drawn | None:
+        """Return views of a window (or the one that a stream was moved to) with the same texts in all of them."""
+        views = []
+        for view in self.viewing.views:
+            spans: dict[Stream, tuple[Span, ...] | None] = {}
+            for stream, spec in view.items():
+                told = spec.transform.kind == "text"
+                spans[stream] = texts if told else self._spans(stream, spec, moved.get(stream, window))
+            views.append(spans)
+        return self._finish(views)
 
     def _grid_view(self, relation: Grid, view: ViewSpec) -> dict[Stream, tuple[Span, ...] | None]:
         seen = [stream for stream, spec in view.items() if spec.transform.kind != "text"]  # subtitles may outlast it

@@ -55,6 +55,48 @@ def log_mel(
     return (power.transpose(1, 2) @ bank).clamp(min=floor).log()
 
 
+def davenet_mel(
+    waveform: Float[Tensor, "batch samples"],
+    rate: float,
+    mels: int = 40,
+    window: float = 0.025,
+    hop: float = 0.01,
+    low: float = 20.0,
+    high: float | None = None,
+    floor: float = 1e-8,
+    emphasis: float = 0.97,
+) -> Float[Tensor, "batch steps mels"]:
+    """Return mel energies in decibels, 0 for the loudest of the clip (DAVEnet's and AVLnet's front end).
+
+    The mean is taken off, then ``x[n] - emphasis x[n-1]``; periodic Hamming windows that lie within the clip, power
+    spectrum of exactly a window, the triangles of ``mel_bank``. The settings are recommendations: of the released code
+    only the sizes are known (everything-at-once, section 11).
+
+    Args:
+        waveform: In [-1, 1].
+        rate: Samples a second.
+        mels: Bands.
+        window: Length of the window, seconds.
+        hop: Seconds between steps.
+        low: Lowest frequency, Hz.
+        high: Highest frequency, Hz; half the rate where None.
+        floor: Smallest energy, as a share of the clip's largest.
+        emphasis: Of high frequencies.
+    """
+    size, step = round(window * rate), round(hop * rate)
+    waveform = waveform.float()
+    if waveform.shape[1] < size:
+        return waveform.new_zeros(len(waveform), 0, mels)
+    waveform = waveform - waveform.mean(dim=1, keepdim=True)
+    waveform = torch.cat([waveform[:, :1], waveform[:, 1:] - emphasis * waveform[:, :-1]], dim=1)
+    frames = waveform.unfold(1, size, step) * torch.hamming_window(size, device=waveform.device)
+    spectrum = torch.fft.rfft(frames)
+    power = spectrum.real.square() + spectrum.imag.square()
+    energy = power @ mel_bank(mels, size, rate, low, high or rate / 2).to(waveform.device)
+    loudest = energy.amax(dim=(1, 2), keepdim=True).clamp(min=torch.finfo(energy.dtype).tiny)
+    return 10 * (energy / loudest).clamp(min=floor).log10()
+
+
 @lru_cache(maxsize=16)
 def mel_bank(mels: int, points: int, rate: float, low: float, high: float) -> Float[Tensor, "bins mels"]:
     """Return triangles, linear in Hz, over the ``points // 2 + 1`` bins of a spectrum."""
@@ -118,3 +160,37 @@ def kaldi_bank(mels: int, points: int, rate: float, low: float, high: float) -> 
     rising = (bins[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
     falling = (edges[2:] - bins[:, None]) / (edges[2:] - edges[1:-1])
     return functional.pad(torch.minimum(rising, falling).clamp(min=0), (0, 0, 0, 1)).float()
+
+
+def magnitude_mel(
+    waveform: Float[Tensor, "batch samples"],
+    rate: float,
+    mels: int = 80,
+    window: float = 0.04267,
+    hop: float = 0.02134,
+    low: float = 80.0,
+    high: float | None = 7_600.0,
+    gain: float = 10_000.0,
+) -> Float[Tensor, "batch steps mels"]:
+    """Return ln(1 + gain mel) of the magnitudes, not the energies, of a spectrum (VATT's and MMV's front end).
+
+    Periodic Hann windows from each hop on, zeros beyond the end; spectrum over the next power of two; triangles that
+    are linear in mel with a peak of 1. The settings are those of vatt, section 3.
+
+    Args:
+        waveform: In [-1, 1].
+        rate: Samples a second.
+        mels: Bands.
+        window: Length of the window, seconds.
+        hop: Seconds between steps; there is a step for each hop that begins within the sound.
+        low: Lowest frequency, Hz.
+        high: Highest frequency, Hz; half the rate where None.
+        gain: Of the magnitudes.
+    """
+    size, step = int(rate * window), int(rate * hop)
+    points = 1 << (size - 1).bit_length()
+    count = -(-waveform.shape[1] // step)
+    padded = functional.pad(waveform.float(), (0, (count - 1) * step + size - waveform.shape[1]))
+    frames = padded.unfold(1, size, step) * torch.hann_window(size, device=waveform.device)
+    bank = kaldi_bank(mels, points, rate, low, high or rate / 2).to(waveform.device)
+    return (gain * (torch.fft.rfft(frames, points).abs() @ bank)).log1p()

@@ -5,9 +5,10 @@ to all its times (as some Matroska and MPEG files do) is taken off.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Ordered
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -135,12 +136,12 @@ class Recording:
             streams["video"] = Extent(*probe.video, None if probe.still else probe.fps)
         if probe.audio is not None:
             streams["audio"] = Extent(*probe.audio, float(probe.audio_rate))
-        for stream in self.sequences:
-            times = self.sequence(stream, float("-inf"), float("inf")).times
-            if len(times):
-                step = float(times[-1] - times[-2]) if len(times) > 1 else 1.0
-                streams[stream] = Extent(float(times[0]), float(times[-1]) + step)
+        streams |= self._vector_extents(self.sequences)
         return Timeline(0.0, probe.duration, streams).captioned(self._find_captions(probe))
+
+    def _vector_extents(self, streams: Iterable[str]) -> dict[str, Extent]:
+        found = {stream: self._all_vectors(stream) for stream in streams}
+        return {stream: Extent(float(x.times[0]), x.end) for stream, x in found.items() if len(x.times)}
 
     def _find_captions(self, probe: Probe) -> tuple[Caption, ...]:
         found = () if isinstance(self.source, bytes) else read_sidecars(self.path, probe.duration)
@@ -148,8 +149,9 @@ class Recording:
         return found or ((Caption(probe.title, 0.0, probe.duration),) if probe.title else ())
 
     def remember(self, probe: Probe, timeline: Timeline) -> None:
-        """Take what was measured before, so that the file is not opened for it."""
-        self._probe, self._timeline = probe, timeline
+        """Take what was measured before, so that the file is not opened for it; of vectors added since, measure it."""
+        new = self._vector_extents(stream for stream in self.sequences if stream not in timeline.streams)
+        self._probe, self._timeline = probe, replace(timeline, streams={**timeline.streams, **new})
 
     def caption(self, captions: tuple[Caption, ...]) -> None:
         """Replace the captions."""
@@ -286,16 +288,19 @@ class Recording:
     # ------------------------------------------------------------------------------------------------ vectors
 
     def sequence(self, stream: str, start: float, end: float) -> Sequence:
-        """Return the precomputed vectors of a stream whose seconds lie in [start, end); see ``read_sequence``.
+        """Return the precomputed vectors of a stream whose stretches meet [start, end); see ``read_sequence``.
 
         Raises:
             TriptychError: If the recording has no such stream, or its file cannot be read.
         """
         if stream not in self.sequences:
             raise TriptychError(f"{self.name} has no stream '{stream}'; it has {', '.join(self.sequences) or 'none'}.")
+        return self._all_vectors(stream).between(start, end)
+
+    def _all_vectors(self, stream: str) -> Sequence:
         if stream not in self._vectors:
             self._vectors[stream] = read_sequence(Path(self.sequences[stream]))
-        return self._vectors[stream].between(start, end)
+        return self._vectors[stream]
 
     # ------------------------------------------------------------------------------------------------ the end
 

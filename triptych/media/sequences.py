@@ -1,4 +1,4 @@
-"""Precomputed vectors of a recording, from the files of other programs."""
+"""Precomputed vectors of a recording: of our own encoders, or from the files of other programs."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,24 +12,36 @@ from torch import Tensor
 
 from triptych.errors import TriptychError
 
+TOUCH = 1e-3
+"""Seconds that a vector's stretch and a window have in common at least: times of vectors are in single precision."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
-    """Precomputed vectors and the second of each."""
+    """Precomputed vectors, and the stretch of time that each stands for: they follow each other without a gap."""
 
     vectors: Float[Tensor, "steps width"]
     times: Float[Tensor, " steps"]
+    """Second at which each stretch begins."""
+    end: float
+    """Second at which the last one ends."""
 
     def between(self, start: float, end: float) -> "Sequence":
-        """Return the vectors whose seconds lie in [start, end)."""
-        chosen = (self.times >= start) & (self.times < end)
-        return Sequence(self.vectors[chosen], self.times[chosen])
+        """Return the vectors whose stretches meet [start, end)."""
+        if not len(self.times):
+            return self
+        ends = torch.cat([self.times[1:], self.times.new_tensor([self.end])])
+        chosen = (ends > start + TOUCH) & (self.times < end - TOUCH)
+        last = float(ends[chosen][-1]) if chosen.any() else start
+        return Sequence(self.vectors[chosen], self.times[chosen], last)
 
 
 def read_sequence(path: Path) -> Sequence:
     """Return all vectors of a file (.npy, .npz or .safetensors).
 
-    It holds ``vectors`` (steps, width) and ``times`` (steps, seconds); a bare array has one vector a second.
+    It holds ``vectors`` (steps, width) and ``times``: the second at which the stretch of each vector begins and, if
+    there is one entry more, the second at which the last one ends (else it is as long as the one before; one second
+    where there is none). A bare array has one vector a second.
 
     Raises:
         TriptychError: If the file cannot be read, or its arrays do not fit each other.
@@ -38,11 +50,17 @@ def read_sequence(path: Path) -> Sequence:
         vectors, times = _load(path)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise TriptychError(f"{path}: the precomputed vectors cannot be read: {error}.") from error
-    if vectors.ndim != 2 or (times is not None and times.shape != vectors.shape[:1]):
+    steps = len(vectors) if vectors.ndim else 0
+    if vectors.ndim != 2 or (times is not None and tuple(times.shape) not in ((steps,), (steps + 1,))):
         shapes = f"vectors {tuple(vectors.shape)}" + ("" if times is None else f", times {tuple(times.shape)}")
         raise TriptychError(f"{path}: expected vectors (steps, width) and times (steps), found {shapes}.")
-    seconds = torch.arange(len(vectors), dtype=torch.float32) if times is None else times.float()
-    return Sequence(vectors.float(), seconds)
+    seconds = torch.arange(steps, dtype=torch.float32) if times is None else times.float()
+    if not (seconds[1:] > seconds[:-1]).all():
+        raise TriptychError(f"{path}: the times of the vectors must increase.")
+    if len(seconds) > steps:
+        return Sequence(vectors.float(), seconds[:-1], float(seconds[-1]))
+    step = float(seconds[-1] - seconds[-2]) if steps > 1 else 1.0
+    return Sequence(vectors.float(), seconds, float(seconds[-1]) + step if steps else 0.0)
 
 
 def _load(path: Path) -> tuple[Tensor, Tensor | None]:
