@@ -88,6 +88,23 @@ def test_padding_is_zero_before_the_normalisation(front_end: str) -> None:
     assert length.tolist() == ([98, 48] if front_end == "fbank" else [101, 51])
 
 
+def test_padding_may_be_zero_after_the_normalisation() -> None:
+    # LAVISH: a second is 188 steps of 5.2 ms (83 samples), padded to 192.
+    transform = AudioTransform(front_end="fbank", mels=192, hop=0.0052, steps=192, mean=-4.98, std=7.42, pad="output")
+    out, length = finish_sound(sound(), torch.tensor([16_000, 8_000]), RATE, draws_of(transform, 1, 2), transform)
+    assert out.shape == (2, 192, 192) and length.tolist() == [188, 92]
+    assert not out[0, 188:].any() and not out[1, 92:].any() and out[0, 187].any() and out[1, 91].any()
+    plain, _ = finish_sound(
+        sound(),
+        length * 0 + 16_000,
+        RATE,
+        draws_of(transform, 1, 2),
+        transform.model_copy(update={"pad": "spectrogram"}),
+    )
+    assert torch.equal(plain[0, :188], out[0, :188])
+    assert torch.allclose(plain[0, 188:], torch.tensor(4.98 / 7.42))
+
+
 def test_silence_lies_at_the_floor_and_nothing_at_zero() -> None:
     transform = AudioTransform(mels=8, low=0.0)
     out, length = finish_sound(

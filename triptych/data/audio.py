@@ -42,7 +42,7 @@ def finish_sound(
 
     Returns:
         The waveform, or a spectrogram ``batch steps mels``, and its valid steps. Steps beyond them are zeros in the
-        domain of the logarithm, then normalised like the rest.
+        domain of the logarithm, then normalised like the rest (or zeros of the output, see ``AudioTransform.pad``).
     """
     if length.ndim == 2:
         count = length.shape[1]
@@ -58,12 +58,18 @@ def finish_sound(
         length = length.clamp(max=transform.steps)
     if transform.mean or transform.std != 1:
         x = (x - transform.mean) / transform.std
+    if transform.pad == "output":
+        valid = torch.arange(x.shape[1], device=x.device) < length[:, None]
+        x = x.where(valid if x.ndim == 2 else valid[:, :, None], 0.0)
     if transform.front_end != "waveform" and transform.time_mask:
         x = mask_steps(x, length, draws["time_mask"], draws["time_place"])
     if transform.front_end != "waveform" and transform.mel_mask:
         x = mask_mels(x, length, draws["mel_mask"], draws["mel_place"])
     if transform.noise:
         x = add_noise(x, transform.noise, draws["noise_seed"])
+    if transform.peak_noise:
+        peak = x.abs().flatten(1).amax(dim=1).view(-1, *[1] * (x.ndim - 1))
+        x = x + peak * add_noise(torch.zeros_like(x), transform.peak_noise, draws["noise_seed"])
     return x, length
 
 
