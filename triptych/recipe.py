@@ -109,6 +109,8 @@ class TextTransform(Config):
     """The caption is put in the place of `{}`."""
     marks: bool = True
     """Whether marks of begin and end stand round the words; VATT and MMV have none."""
+    unknown: bool = True
+    """Whether a word that the tokenizer does not know stands for all such; else it is left out."""
 
 
 class SequenceTransform(Config):
@@ -416,12 +418,20 @@ class GradientSpec(Config):
 class TokenizerSpec(Config):
     """The tokenizer that is trained on the source's own captions and saved with the model."""
 
-    kind: Literal["unigram", "bpe", "words"] = "bpe"
-    """`unigram` is SentencePiece's model."""
+    kind: Literal["unigram", "bpe", "words", "word2vec"] = "bpe"
+    """`unigram` is SentencePiece's model; `word2vec` knows the words of `file`, and nothing is trained."""
     vocabulary: int = Field(8000, ge=8)
-    """Entries at most, special tokens included."""
+    """Entries at most, special tokens included; of a file, its first words."""
     lowercase: bool = True
     """Fold case."""
+    file: str | None = None
+    """Word vectors: a file of word2vec (`.bin`, or text) or GloVe, by which the method's table of words is filled."""
+
+    @model_validator(mode="after")
+    def _word2vec_has_a_file(self) -> "TokenizerSpec":
+        if (self.kind == "word2vec") != (self.file is not None):
+            raise ValueError("a tokenizer of the kind `word2vec` has a `file` of word vectors, and no other has")
+        return self
 
 
 class Recipe(Config):

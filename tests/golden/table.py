@@ -13,7 +13,7 @@ KNOWN: dict[tuple[str, str], str | None] = {
     ("crisscross", "heads"): None,
     ("crisscross", "larc"): None,
     ("cvrl", "model"): None,
-    ("everything-at-once", "model"): None,
+    ("everything-at-once", "model"): "everything_at_once",
     ("fakeout", "model"): None,
     ("lava", "model"): "lava",
     ("lavish", "model"): None,
