@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from triptych import distributed
 from triptych.batch import Batch, Stream, View
 from triptych.encoders.encoder import Encoder, Features
+from triptych.errors import UsageError
 from triptych.recipe import Config, Recipe
 
 Metric = Literal["cosine", "dot"]
@@ -154,19 +155,59 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def features(self, view: View) -> dict[str, Features]:
-        """Return what probes and fine-tuning read, by stream (or ``"video+audio"``), of the streams that are there."""
+        """Return what probes and fine-tuning read, by stream (or ``"video+audio"``), of the streams that are there.
+
+        Gradients flow to all that ``backbone`` names, also where pretraining keeps it frozen.
+        """
         raise NotImplementedError
 
     def encoder(self, stream: Stream) -> Encoder:
         """Return the encoder that the features of a stream come from: fine-tuning and the supervised line take it."""
         raise NotImplementedError
 
+    def backbone(self, stream: Stream) -> list[nn.Module]:
+        """Return the modules that ``features`` of a stream (or of ``"video+audio"``) runs through.
+
+        Fine-tuning keeps and trains them with all their parameters (what is constant is a buffer), and drops the rest.
+        """
+        return [self.encoder(part) for part in stream.split("+")]
+
+    def width(self, stream: Stream) -> int:
+        """Return the width of the features of a stream (or of ``"video+audio"``)."""
+        return self.encoder(stream).width
+
+    def resize(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors of this method in other sizes (of clips, of frames) in those of this one.
+
+        By default they are as they were. A method whose position tables can be interpolated does it here.
+
+        Args:
+            tensors: By the names of ``state_dict``; some may be absent.
+        """
+        return dict(tensors)
+
+    def take_words(self, vectors: Float[Tensor, "entries width"]) -> None:
+        """Fill the table of words with the vectors of a file; called once, when a model of new weights is made.
+
+        Args:
+            vectors: By the tokenizer's ids.
+
+        Raises:
+            UsageError: If the method has no such table.
+        """
+        raise UsageError(f"{type(self).__name__} has no table of words to fill: give a tokenizer of another kind.")
+
     def embed(self, view: View) -> dict[str, dict[str, Float[Tensor, "batch dim"]]]:
         """Return vectors of the joint spaces: space -> stream -> vectors, of the streams that are there."""
         return {}
 
     def predict(self, view: View) -> dict[str, Tensor]:
-        """Return what a fine-tuned model says: class scores, words, highlight scores."""
+        """Return what a fine-tuned model says, by kind.
+
+        ``classes``: a score for each class, ``batch classes``; ``events``: the same for each of some parts of equal
+        length of the window, ``batch parts classes`` (both before softmax or sigmoid); ``words``: ids of the model's
+        tokenizer, ``batch steps``, 0 where there is none.
+        """
         raise NotImplementedError
 
     def parameter_groups(self) -> list[Group]:

@@ -1,6 +1,7 @@
 """What every backbone answers."""
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -30,12 +31,15 @@ class Encoder(nn.Module):
     """A backbone for one modality.
 
     Transformers also show three public stages, so that masking, fusion and adapters need no hooks:
-    ``tokenize(data)``, ``blocks`` (each is ``x + attend(x)``, then ``x + feed(x)``) and ``finish(tokens)``.
+    ``tokenize(data)``, ``blocks`` (each is ``x + attend(x)``, then ``x + feed(x)``) and ``finish(tokens)``; see
+    ``Walkable``.
     """
 
     modality: Modality
     width: int
     """Width of ``Features.pooled`` and ``Features.tokens``."""
+    last: tuple[str, ...] = ("norm", "head")
+    """Names of the modules behind ``blocks``, where it has them: they are trained at the full rate under layer decay."""
 
     def forward(
         self,
@@ -53,3 +57,38 @@ class Encoder(nn.Module):
             layers: Whether to return the output of each block.
         """
         raise NotImplementedError
+
+
+@runtime_checkable
+class ResidualBlock(Protocol):
+    """A block that is ``x + attend(x)``, then ``x + feed(x)``; others, such as patch merging, are only called."""
+
+    width: int
+    """Width of the stream."""
+
+    def attend(self, x: Float[Tensor, "batch tokens width"], /) -> Float[Tensor, "batch tokens width"]:
+        """Return what attention adds to the stream."""
+        ...
+
+    def feed(self, x: Float[Tensor, "batch tokens width"], /) -> Float[Tensor, "batch tokens width"]:
+        """Return what the feed-forward part adds to the stream."""
+        ...
+
+
+class Walkable(Protocol):
+    """A transformer that others run block by block: ``enter``, each of ``blocks``, ``finish`` are its ``forward``."""
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """In their order."""
+        ...
+
+    def enter(
+        self, data: Tensor, length: Int[Tensor, " batch"] | None = None
+    ) -> tuple[Float[Tensor, "batch all_tokens width"], Tensor]:
+        """Return what the first block reads, special tokens in their places, and what ``finish`` is told is valid."""
+        ...
+
+    def finish(self, tokens: Float[Tensor, "batch all_tokens width"], valid: Tensor, /) -> Features:
+        """Return the features of what the last block put out."""
+        ...
