@@ -32,6 +32,7 @@ from triptych import catalog
 from triptych.api.sources import complete, named_recipe
 from triptych.batch import Batch
 from triptych.data.loader import Loader
+from triptych.data.targets import OneLabel
 from triptych.media.collection import Rows
 from triptych.method import Clock, Method
 from triptych.toyworld.write import write_toyworld
@@ -171,7 +172,7 @@ def one(name: str, recipe_name: str, options: argparse.Namespace) -> None:
         classes = tuple(sorted(set(rows.column("kind"))))
         recipe, tokenizer = complete(named_recipe(name, recipe_name), rows, classes)
         size = recipe.batch.model_copy(update={"rows": options.rows, "seconds": None, "accumulate": 1})
-        targets = {"kind": classes}
+        targets = {"kind": OneLabel(classes)}
         loader = Loader(
             rows, recipe.train, size, tokenizer=tokenizer, targets=targets, workers=0, device=options.device
         )

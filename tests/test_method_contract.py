@@ -18,6 +18,7 @@ from triptych import catalog, distributed
 from triptych.api import measures, runs
 from triptych.batch import Batch, Clip
 from triptych.data.loader import Loader
+from triptych.data.targets import OneLabel
 from triptych.data.text import Tokenizer
 from triptych.media.collection import Rows
 from triptych.method import Clock, Facts, Method
@@ -65,7 +66,7 @@ class Case:
             recipe.batch.model_copy(update={"rows": ROWS, "accumulate": 1}),
             seed=0,
             tokenizer=tokenizer,
-            targets={"kind": tuple(sorted(set(rows.column("kind"))))},
+            targets={"kind": OneLabel.find(rows, "kind")},
             workers=0,
             device="cpu",
         )

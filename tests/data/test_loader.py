@@ -17,6 +17,7 @@ from torch import Tensor
 
 from triptych.batch import Batch
 from triptych.data.loader import Loader
+from triptych.data.targets import Number, OneLabel
 from triptych.data.text import Tokenizer
 from triptych.errors import TriptychError, UsageError
 from triptych.media.captions import Caption
@@ -330,12 +331,12 @@ def test_rows_that_do_not_fit_are_replaced_too() -> None:
 
 
 def test_targets_are_places_among_classes_or_numbers() -> None:
-    one = loader(targets={"kind": ("ball", "star"), "level": None})
+    one = loader(targets={"kind": OneLabel(("ball", "star")), "level": Number()})
     batch = next(iter(one.sweep()))
     assert batch.targets["kind"].tolist() == [0 if row % 4 else 1 for row in range(18)]
     assert batch.targets["level"].tolist() == [row / 2 for row in range(18)]
     with pytest.raises(TriptychError, match="'star'"):
-        loader(targets={"kind": ("ball",)})
+        loader(targets={"kind": OneLabel(("ball",))})
 
 
 def test_candidates_have_an_axis() -> None:

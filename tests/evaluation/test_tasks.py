@@ -11,10 +11,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from tests.tiny import tiny_lava
+from triptych.data.targets import read_labels
 from triptych.embedding import EmbeddingTable
 from triptych.errors import TriptychError, UsageError
 from triptych.evaluation import probe
-from triptych.evaluation.evaluator import Score, Sweeps, read_labels
+from triptych.evaluation.evaluator import Score, Sweeps
 from triptych.evaluation.metrics import retrieval_ranks
 from triptych.evaluation.probe import KNN, LinearProbe, fit_logistic
 from triptych.evaluation.retrieval import Items, Retrieval, compare

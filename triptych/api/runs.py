@@ -9,6 +9,7 @@ import torch
 
 from triptych import catalog, distributed
 from triptych.api.sources import choose_device, complete, named_recipe, open_source, read_run
+from triptych.data.targets import OneLabel
 from triptych.data.text import Tokenizer
 from triptych.errors import UsageError
 from triptych.files import leftovers
@@ -68,7 +69,7 @@ def pretrain(
     module: Method = catalog.resolve(made.method)(made.config)
     if init is not None:
         start_from(module, read_model(init))
-    targets = {label: classes} if label else None
+    targets = {label: OneLabel(classes)} if label else None
     estimate = estimate_run(module, made, rows, tokenizer, targets, place)
     if minutes is not None:
         steps = distributed.agree(max(int(60 * minutes / estimate.step_seconds), 1))
@@ -127,7 +128,7 @@ def resume(run: str | Path, device: str | None = None, tensorboard: bool = False
     torch.manual_seed(made.seed)
     module: Method = catalog.resolve(made.method)(made.config)
     place = parallel.start(choose_device(device))
-    targets = {label: classes} if label else None
+    targets = {label: OneLabel(classes)} if label else None
     kept = {key: facts.get(key) for key in ("source", "label", "init", "versions")}
     return loop.fit(
         module,

@@ -5,13 +5,12 @@ processes, and several ranks together see what one alone would.
 """
 
 import logging
-import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from types import TracebackType
@@ -25,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from triptych.batch import Batch
 from triptych.data.clips import Item, Look, RawBatch, collate, decode, finish, seeded
 from triptych.data.order import Order
+from triptych.data.targets import Targets
 from triptych.data.text import Tokenizer
 from triptych.data.windows import draw_windows
 from triptych.errors import TriptychError, UsageError
@@ -37,8 +37,6 @@ STAND_IN = 1 << 40
 """Copies from this number on are draws of a row in the place of another: other windows than its own."""
 SWEEP = -1
 """The epoch that the draws of a sweep belong to."""
-NO_LABEL = -100
-"""Target of a row whose label column is empty (what cross entropy ignores)."""
 
 log = logging.getLogger("triptych")
 
@@ -81,7 +79,7 @@ class Loader:
         *,
         seed: int = 0,
         tokenizer: Tokenizer | None = None,
-        targets: Mapping[str, Sequence[str] | None] | None = None,
+        targets: Targets | None = None,
         epoch_rows: int | None = None,
         workers: int | None = None,
         device: torch.device | str = "cpu",
@@ -96,8 +94,7 @@ class Loader:
             batch: Size and composition of a batch; not needed for ``sweep``.
             seed: Of all draws.
             tokenizer: Needed where a view has text.
-            targets: Columns that become ``Batch.targets``: names of the classes in their order (targets are their
-                places, -100 where the row has none), or None for numbers.
+            targets: Columns that become ``Batch.targets``, and how.
             epoch_rows: Rows of an epoch; all where None.
             workers: Decoding processes; 0 decodes in this one; chosen from the cores where None.
             device: Where batches are transformed and delivered.
@@ -122,7 +119,7 @@ class Loader:
         self._rows_in_order = (
             None if batch is None else Order(rows, viewing, batch, seed, epoch_rows, world * batch.accumulate)
         )
-        self._targets = {name: _target(rows, name, classes) for name, classes in (targets or {}).items()}
+        self._targets = {column: target.read(rows, column) for column, target in (targets or {}).items()}
         together = 1 if batch is None else batch.repeat * batch.together
         self._worker = _Worker(rows, viewing, seed, tokenizer, together)
         self._tasks = _Tasks()
@@ -386,21 +383,6 @@ class _Worker(Dataset[_Result]):
         return [
             Item(row, tuple(clips[place * count : (place + 1) * count]), labels[place]) for place in range(len(copies))
         ]
-
-
-def _target(rows: Rows, column: str, classes: Sequence[str] | None) -> Tensor:
-    """Return the targets of all rows: places among ``classes`` (-100: none), or numbers (not a number: none)."""
-    values = [value.strip() for value in rows.column(column)]
-    if classes is None:
-        try:
-            return torch.tensor([float(value) if value else math.nan for value in values])
-        except ValueError as error:
-            raise UsageError(f"The column '{column}' holds something that is no number: {error}.") from None
-    places = {name: place for place, name in enumerate(classes)} | {"": NO_LABEL}
-    unknown = sorted(set(values) - set(places))
-    if unknown:
-        raise TriptychError(f"The column '{column}' holds '{unknown[0]}', which is none of the {len(classes)} classes.")
-    return torch.tensor([places[value] for value in values])
 
 
 def _unchanged(result: Any) -> Any:

@@ -1,6 +1,5 @@
 """What an evaluator is, and the sweeps that evaluators share."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -148,29 +147,6 @@ def gather_streams(tables: Mapping[str, EmbeddingTable], streams: Sequence[str] 
         if stream not in found:
             raise UsageError(f"There are no features of the stream '{stream}'; there are {', '.join(found) or 'none'}.")
     return {stream: found[stream] for stream in streams}
-
-
-def read_labels(rows: Rows, column: str) -> list[tuple[str, ...] | None]:
-    """Return the labels of each row, None where its cell is empty.
-
-    A cell holds one label, or several: a JSON list (which may be empty), or labels between ``;`` or ``|``.
-
-    Raises:
-        UsageError: If there is no such column, or a cell begins like a JSON list and is none.
-    """
-    return [_labels(value.strip(), column) for value in rows.column(column)]
-
-
-def _labels(cell: str, column: str) -> tuple[str, ...] | None:
-    if not cell:
-        return None
-    if cell.startswith("["):
-        try:
-            return tuple(dict.fromkeys(str(label) for label in json.loads(cell)))
-        except ValueError as error:
-            raise UsageError(f"'{cell}' in the column '{column}' is no JSON list: {error}.") from None
-    parts = (part.strip() for part in cell.replace("|", ";").split(";"))
-    return tuple(dict.fromkeys(part for part in parts if part))
 
 
 def mean_score(scores: Sequence[Score]) -> Score:

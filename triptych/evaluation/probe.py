@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.nn import functional
 from tqdm import tqdm
 
+from triptych.data.targets import read_labels
 from triptych.embedding import EmbeddingTable
 from triptych.errors import TriptychError
 from triptych.evaluation import metrics
-from triptych.evaluation.evaluator import Score, Sweeper, gather_streams, read_labels
+from triptych.evaluation.evaluator import Score, Sweeper, gather_streams
 from triptych.media.collection import Rows
 
 PENALTIES = tuple(10.0**power for power in range(-6, 2))

@@ -12,6 +12,7 @@ import torch
 from triptych import distributed
 from triptych.batch import Batch
 from triptych.data.loader import Loader
+from triptych.data.targets import Targets
 from triptych.data.text import Tokenizer
 from triptych.media.collection import Rows
 from triptych.method import Clock, Method
@@ -45,7 +46,7 @@ def estimate_run(
     recipe: Recipe,
     rows: Rows,
     tokenizer: Tokenizer | None,
-    targets: dict[str, tuple[str, ...]] | None,
+    targets: Targets | None,
     device: torch.device,
 ) -> Estimate:
     """Return what the run will take, from two steps' forward and backward passes; the method is left as it was."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from triptych import distributed
 from triptych.batch import Batch
 from triptych.data.loader import Loader
+from triptych.data.targets import Targets
 from triptych.data.text import Tokenizer
 from triptych.errors import TriptychError, UsageError
 from triptych.media.collection import Rows
@@ -66,7 +67,7 @@ def fit(
     tokenizer: Tokenizer | None = None,
     watch: Watch | None = None,
     watch_epochs: int | None = None,
-    targets: Mapping[str, Sequence[str] | None] | None = None,
+    targets: Targets | None = None,
     labels: tuple[str, ...] = (),
     device: torch.device | str = "cpu",
     facts: Mapping[str, Any] | None = None,
@@ -145,7 +146,7 @@ def _loaders(
     recipe: Recipe,
     rows: Rows,
     tokenizer: Tokenizer | None,
-    targets: Mapping[str, Sequence[str] | None] | None,
+    targets: Targets | None,
     device: torch.device,
 ) -> Iterator[tuple[Loader, Loader]]:
     shared: dict[str, Any] = {
