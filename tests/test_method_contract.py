@@ -14,14 +14,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.processes import in_two_processes
+from tests.vectors import with_vectors
 from triptych import catalog, distributed
-from triptych.api import measures, runs
+from triptych.api import measures, runs, sources
 from triptych.batch import Batch, Clip
 from triptych.data.loader import Loader
 from triptych.data.targets import OneLabel
 from triptych.data.text import Tokenizer
 from triptych.media.collection import Rows
-from triptych.method import Clock, Facts, Method
+from triptych.method import Clock, Method
 from triptych.model import model_tensors, read_model, write_model
 from triptych.recipe import Recipe, validate
 from triptych.toyworld.write import write_toyworld
@@ -33,18 +34,7 @@ ROWS = 8
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
     manifest = write_toyworld(tmp_path_factory.mktemp("world"), recordings=ROWS, seed=5, workers=1, progress=False)
-    return Rows.open(manifest)
-
-
-def _complete(recipe: Recipe, rows: Rows) -> tuple[Recipe, Tokenizer | None]:
-    tokenizer = None
-    if recipe.tokenizer is not None:
-        captions = [caption for caption in rows.column("caption") if caption]
-        tokenizer = Tokenizer.train(captions, recipe.tokenizer)
-    facts = Facts(
-        vocabulary=tokenizer.vocabulary if tokenizer else None, classes=tuple(sorted(set(rows.column("kind"))))
-    )
-    return catalog.resolve(recipe.method).complete(recipe, facts), tokenizer
+    return with_vectors(Rows.open(manifest))
 
 
 @dataclass
@@ -59,7 +49,7 @@ class Case:
     @classmethod
     def of(cls, name: str, rows: Rows) -> "Case":
         small = importlib.import_module(catalog.CATALOG[name].target.split(":")[0]).small()
-        recipe, tokenizer = _complete(small, rows)
+        recipe, tokenizer = sources.complete(small, rows, tuple(sorted(set(rows.column("kind")))))
         loader = Loader(
             rows,
             recipe.train,

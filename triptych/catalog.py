@@ -28,6 +28,13 @@ class Entry:
 
 
 CATALOG: dict[str, Entry] = {
+    "everything_at_once": Entry(
+        target="triptych.methods.everything_at_once:EverythingAtOnce",
+        title="Everything at Once",
+        paper="Shvetsova et al.: Everything at Once, Multi-modal Fusion Transformer, CVPR 2022, arXiv 2112.04446",
+        streams=("video-features", "audio", "text"),
+        golden="everything-at-once",
+    ),
     "lava": Entry(
         target="triptych.methods.lava:LAVA",
         title="LAVA",

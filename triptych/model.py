@@ -213,6 +213,8 @@ def random_model(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         method: Method = catalog.resolve(method_name)(config)
+    if tokenizer is not None and tokenizer.vectors is not None:
+        method.take_words(tokenizer.vectors)
     digest = hashlib.sha256(f"{method_name} {seed} {config.model_dump_json()}".encode()).hexdigest()
     return Model(
         method=method.eval(),

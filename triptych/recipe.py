@@ -57,15 +57,19 @@ class VideoTransform(Config):
     """Mean of each colour for `normalized` (ImageNet's)."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     """Standard deviation of each colour for `normalized` (ImageNet's)."""
+    channels: Literal[1, 3] = 3
+    """Red, green and blue, or the luma alone (which takes the `mean` and `std` of the first)."""
 
 
 class AudioTransform(Config):
     """Waveform (mono, in [-1, 1]) to the encoder's input."""
 
     kind: Literal["audio"] = "audio"
-    front_end: Literal["waveform", "log_mel", "davenet", "fbank", "magnitude_mel"] = "log_mel"
-    """`fbank` is Kaldi-compatible (vision-transformers-common, section 6); `davenet` are decibels below the clip's maximum,
-    of the pre-emphasised sound (DAVEnet, AVLnet); `magnitude_mel` is brought to 0..1 by each clip's extremes (VATT)."""
+    front_end: Literal["waveform", "log_mel", "davenet", "fbank", "magnitude_mel", "logfbank", "mfcc"] = "log_mel"
+    """`fbank` is Kaldi-compatible (vision-transformers-common, section 6); `davenet` are decibels below the clip's
+    maximum, of the pre-emphasised sound (DAVEnet, AVLnet); `magnitude_mel` is brought to 0..1 by each clip's
+    extremes (VATT); `logfbank` is that of python_speech_features, of 16-bit numbers; `mfcc` are Kaldi's cepstral
+    coefficients (AV-HuBERT)."""
     mels: int = Field(80, ge=1)
     """Mel bands."""
     window: float = Field(0.025, gt=0)
@@ -78,6 +82,12 @@ class AudioTransform(Config):
     """Highest frequency of the bank, Hz; half the rate where None."""
     floor: float = Field(1e-6, gt=0)
     """Energy below which the logarithm is cut (`log_mel`; for `davenet` as a share of the clip's maximum)."""
+    emphasis: float = Field(0.0, ge=0, lt=1)
+    """Share of the sample before that is taken off each, ahead of any front end (0.97: AV-HuBERT)."""
+    cepstra: int = Field(13, ge=1)
+    """Coefficients of `mfcc`."""
+    derivatives: int = Field(0, ge=0)
+    """How often the slope over five steps is put beside the steps: 2 adds it, and its own."""
     steps: int | None = None
     """Pad with zeros or cut to so many steps (samples for `waveform`); as many as there are where None."""
     pad: Literal["spectrogram", "output"] = "spectrogram"
@@ -97,6 +107,10 @@ class AudioTransform(Config):
     """Subtracted from the spectrogram."""
     std: float = Field(1.0, gt=0)
     """The spectrogram is divided by it after `mean` is subtracted."""
+    stack: int = Field(1, ge=1)
+    """At last, so many steps in a row become one, with zeros where the last one lacks some (AV-HuBERT: 4)."""
+    standardize: bool = False
+    """Whether each step is then brought to mean 0 and deviation 1 over its own values (AV-HuBERT)."""
 
 
 class TextTransform(Config):
@@ -245,8 +259,8 @@ class AtCaption(Windows):
     """The caption that is said at the edge of a drawn window, in the place of the window (Everything at Once).
 
     It is the one said where the window begins, else the one said where it ends; else the window stays, untold. The
-    captions before and after it are joined to it, always the one that makes the shorter whole, until it lasts as long as
-    the window did: their words are read one after another as one caption.
+    captions before and after it are joined to it, always the one that makes the shorter whole, until it lasts as long
+    as the window did: their words are read one after another as one caption.
     """
 
     kind: Literal["at_caption"] = "at_caption"

@@ -67,6 +67,8 @@ def pretrain(
     made, tokenizer = complete(made, rows, classes)
     torch.manual_seed(made.seed)
     module: Method = catalog.resolve(made.method)(made.config)
+    if tokenizer is not None and tokenizer.vectors is not None:
+        module.take_words(tokenizer.vectors)
     if init is not None:
         start_from(module, read_model(init))
     targets = {label: OneLabel(classes)} if label else None

@@ -8,13 +8,16 @@ from typing import Any
 import torch
 
 from triptych import catalog
+from triptych.batch import Stream
 from triptych.data.text import Tokenizer
 from triptych.errors import TriptychError, UsageError
 from triptych.media.collection import Rows
+from triptych.media.measured import SEQUENCE
 from triptych.media.prepare import probe_rows
+from triptych.media.sequences import read_sequence
 from triptych.method import Facts
 from triptych.model import Model, random_model, read_model
-from triptych.recipe import Recipe, read_recipe, validate
+from triptych.recipe import Recipe, SequenceTransform, read_recipe, validate
 
 RECIPES = ("small", "base", "paper")
 """What a module of methods offers, by the name of the function."""
@@ -98,13 +101,40 @@ def named_recipe(method: str, recipe: str | None) -> Recipe:
 
 
 def complete(recipe: Recipe, rows: Rows, classes: tuple[str, ...] = ()) -> tuple[Recipe, Tokenizer | None]:
-    """Return the recipe with what only the data can say, and the tokenizer trained on the rows' captions."""
+    """Return the recipe with what only the data can say, and the tokenizer trained on the rows' captions.
+
+    Raises:
+        UsageError: If a view reads precomputed vectors that no row has.
+        TriptychError: If there are no captions to train on, or a file of vectors cannot be read.
+    """
+    widths = _vector_widths(recipe, rows)
     tokenizer = None
     if recipe.tokenizer is not None:
-        tokenizer = Tokenizer.train(rows.captions(), recipe.tokenizer)
-    facts = Facts(vocabulary=tokenizer.vocabulary if tokenizer else None, classes=classes)
+        tokenizer = Tokenizer.train([] if recipe.tokenizer.file else rows.captions(), recipe.tokenizer)
+        if tokenizer.vectors is not None:
+            widths["text"] = tokenizer.vectors.shape[1]
+    facts = Facts(vocabulary=tokenizer.vocabulary if tokenizer else None, classes=classes, widths=widths)
     completed: Recipe = catalog.resolve(recipe.method).complete(recipe, facts)
     return completed, tokenizer
+
+
+def _vector_widths(recipe: Recipe, rows: Rows) -> dict[Stream, int]:
+    """Return the width of each stream of precomputed vectors that the recipe reads, from the first row that has it."""
+    views = [view for viewing in (recipe.train, recipe.test) for view in viewing.views]
+    read = {name for view in views for name, spec in view.items() if isinstance(spec.transform, SequenceTransform)}
+    widths = {}
+    for stream in sorted(read):
+        column = f"{SEQUENCE}{stream}"
+        files = filter(None, rows.column(column)) if column in rows.columns else iter(())
+        first = next(files, None)
+        if first is None:
+            raise UsageError(
+                f"{recipe.method} reads the stream '{stream}' of precomputed vectors, and no row of {rows.source} has "
+                f"a file in a column '{column}'. `triptych embed MODEL SOURCE --features --out DIR` writes such "
+                "vectors, and DIR/manifest.csv, which names them; see docs/features.md."
+            )
+        widths[stream] = read_sequence(rows.root / first).vectors.shape[1]
+    return widths
 
 
 def open_source(source: str | Path | Rows) -> Rows:

@@ -266,8 +266,8 @@ def _fit(vectors: Tensor, times: Tensor, transform: SequenceTransform) -> tuple[
 
 
 def _tokens(span: Span, transform: TextTransform, tokenizer: Tokenizer) -> Int[Tensor, " steps"]:
-    ids = [] if span.text is None else tokenizer.encode(span.text, transform.steps, transform.prompt, transform.marks)
-    return torch.tensor(ids, dtype=torch.long)
+    options = (transform.steps, transform.prompt, transform.marks, transform.unknown)
+    return torch.tensor([] if span.text is None else tokenizer.encode(span.text, *options), dtype=torch.long)
 
 
 def _stack(parts: _Parts, spans: tuple[Span, ...], spec: StreamSpec, candidates: bool) -> RawClip:
@@ -309,7 +309,7 @@ def collate(items: Sequence[Item]) -> RawBatch:
     return RawBatch(
         views=tuple(views),
         rows=torch.tensor([item.row for item in items]),
-        drawn={name: torch.stack([item.labels[name] for item in items]) for name in items[0].labels},
+        drawn={name: _side_by_side([item.labels[name] for item in items]) for name in items[0].labels},
     )
 
 

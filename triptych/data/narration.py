@@ -28,8 +28,8 @@ def join_captions(captions: Sequence[Caption], place: int, seconds: float) -> Ca
     """Return the caption at ``place``, joined by those before and after it until it lasts ``seconds``.
 
     Of the two neighbours, the one that makes the shorter whole is taken, the one before where they are equally long.
-    Words are added in the order in which they were taken, those of earlier captions too: the model that this is for does
-    not see their order (everything-at-once, section 3).
+    Words are added in the order in which they were taken, those of earlier captions too: the model that this is for
+    does not see their order (everything-at-once, section 3).
 
     Args:
         captions: In order of their starts.

@@ -6,9 +6,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+from jaxtyping import Float
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
 
+from triptych.data.word_vectors import read_word_vectors
 from triptych.errors import TriptychError
 from triptych.files import replacing
 from triptych.recipe import TokenizerSpec
@@ -21,6 +25,9 @@ SPECIAL = ["[padding]", "[begin]", "[end]", "[unknown]"]
 class Tokenizer:
     """Text to token ids and back; ids 0 to 3 are padding, begin, end and unknown."""
 
+    vectors: Float[Tensor, "entries width"] | None = None
+    """A vector of each id, where it was made from a file of them: they become part of a model, and are not saved."""
+
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
@@ -28,7 +35,8 @@ class Tokenizer:
     def train(cls, captions: Iterable[str], spec: TokenizerSpec) -> "Tokenizer":
         """Train a tokenizer; equal captions, in whatever order, give equal tokenizers.
 
-        The vocabulary is smaller than ``spec.vocabulary`` where the captions offer no more.
+        The vocabulary is smaller than ``spec.vocabulary`` where the captions offer no more. That of ``word2vec`` comes
+        from the file alone.
 
         Args:
             captions: Captions of the training rows; empty ones do not count.
@@ -37,6 +45,8 @@ class Tokenizer:
         Raises:
             TriptychError: If no caption has a word in it.
         """
+        if spec.file is not None:
+            return cls._of_words(spec)
         texts = sorted(text for text in captions if text.strip())
         if not texts:
             raise TriptychError(
@@ -51,6 +61,21 @@ class Tokenizer:
         if spec.kind == "unigram":
             _settle(engine)
         return cls(engine)
+
+    @classmethod
+    def _of_words(cls, spec: TokenizerSpec) -> "Tokenizer":
+        """Return a tokenizer of the words of a file: letters, digits and apostrophes in a row (everything-at-once)."""
+        assert spec.file is not None
+        words, vectors = read_word_vectors(spec.file, spec.vocabulary - len(SPECIAL))
+        ids = {word: place for place, word in enumerate(SPECIAL)}
+        ids |= {word: place for place, word in enumerate(words, len(SPECIAL))}
+        engine = Engine(models.WordLevel(ids, unk_token=SPECIAL[UNKNOWN]))
+        engine.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\w']+"), "removed", invert=True)
+        case = [normalizers.Lowercase()] if spec.lowercase else []
+        engine.normalizer = normalizers.Sequence([normalizers.NFC(), *case])
+        made = cls(engine)
+        made.vectors = torch.cat([vectors.new_zeros(len(SPECIAL), vectors.shape[1]), vectors])
+        return made
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -80,7 +105,7 @@ class Tokenizer:
         """Number of ids."""
         return self._engine.get_vocab_size()
 
-    def encode(self, text: str, steps: int, prompt: str = "{}", marks: bool = True) -> list[int]:
+    def encode(self, text: str, steps: int, prompt: str = "{}", marks: bool = True, unknown: bool = True) -> list[int]:
         """Return the ids of a caption.
 
         Args:
@@ -88,6 +113,7 @@ class Tokenizer:
             steps: Ids at most; longer captions are cut, the end mark stays.
             prompt: The caption is put in the place of ``{}``.
             marks: Whether they stand between marks of begin and end.
+            unknown: Whether unknown words have an id; else they are left out before the caption is cut.
 
         Returns:
             At most ``steps`` ids, without padding; none at all where the caption is empty or says no more than the
@@ -98,6 +124,8 @@ class Tokenizer:
         if [word.casefold() for word in words] == bare[: len(words)]:
             return []
         ids = self._engine.encode(prompt.replace("{}", " ".join(words))).ids
+        if not unknown:
+            ids = [token for token in ids if token != UNKNOWN]
         return [BEGIN, *ids[: steps - 2], END] if marks else ids[:steps]
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -41,7 +41,8 @@ class Drawn:
     """Spans by stream of each view: one, or several candidates."""
     labels: dict[str, Tensor] = field(default_factory=dict)
     """What a method may have to guess: ``pace`` (index of the speed), ``reversed``, ``order`` (place in time of each
-    view's window), ``moment`` (seconds)."""
+    view's window), ``moment`` (seconds). Of a grid: ``windows`` (start and end of each, seconds of the
+    row, whatever its streams read)."""
 
 
 class _Dice:
@@ -387,6 +388,8 @@ class _Drawing:
         seen = [stream for stream, spec in view.items() if spec.transform.kind != "text"]  # subtitles may outlast it
         present = [self.extents[stream] for stream in seen if stream in self.extents] or [self.area]
         row = Window(min(extent.start for extent in present), max(extent.end for extent in present))
+        windows = [[window.start, window.end] for window in _grid_windows(relation, row)]
+        self.labels["windows"] = torch.tensor(windows) - self.timeline.start
         spans: dict[Stream, tuple[Span, ...] | None] = {}
         for stream, spec in view.items():
             if spec.transform.kind == "text":

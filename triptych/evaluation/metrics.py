@@ -77,6 +77,11 @@ def mean_rank(ranks: Float[np.ndarray, " entries"]) -> float:
     return float(np.mean(ranks)) + 1
 
 
+def geometric_mean(recalls: Sequence[float]) -> float:
+    """Return the geometric mean of recalls, usually those at 1, 5 and 10 (MMT)."""
+    return math.prod(recalls) ** (1 / len(recalls))
+
+
 def chance_recall(right: Int[np.ndarray, " queries"], size: int, k: int) -> float:
     """Return the expected recall at ``k`` of a random order, in percent.
 

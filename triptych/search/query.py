@@ -31,7 +31,7 @@ def embed_words(model: Looks, words: str) -> dict[str, Float[np.ndarray, " dim"]
         others = " or ".join(f"--{stream}" for stream in model.test.views[0] if stream in SIGNALS)
         raise UsageError(f"This model was trained without text and cannot be asked in words; use {others}.")
     stream, spec = next(iter(specs.items()))
-    ids = model.tokenizer.encode(words, spec.steps, spec.prompt)
+    ids = model.tokenizer.encode(words, spec.steps, spec.prompt, spec.marks, spec.unknown)
     if not ids:
         raise UsageError("The query is empty: say what to look for.")
     data = torch.zeros(1, spec.steps, dtype=torch.long)
