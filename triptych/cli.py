@@ -38,6 +38,13 @@ class Task(StrEnum):
     retrieval = "retrieval"
 
 
+class Crop(StrEnum):
+    """What `prepare` cuts out."""
+
+    mouth = "mouth"
+    face = "face"
+
+
 @app.command()
 def demo(
     out: Annotated[Path, Option(help="Folder for everything the demo makes.")] = Path("demo"),
@@ -88,6 +95,10 @@ def prepare(
     gop: Annotated[int | None, Option(min=1, help="Re-encode with a keyframe every so many frames.")] = None,
     fps: Annotated[float | None, Option(min=0.1, help="Re-encode at this frame rate.")] = None,
     audio_rate: Annotated[int | None, Option(min=1000, help="Re-encode the sound at this rate, Hz.")] = None,
+    crop: Annotated[Crop | None, Option(help="Cut the mouth or the face out of every picture.")] = None,
+    landmarks: Annotated[
+        str | None, Option(help="Where it lies: dlib, mediapipe, a folder, a column or a box (docs/speech.md).")
+    ] = None,
     layout: Annotated[
         str | None, Option(help="SOURCE is a public data set: ucf101, esc50, ... (docs/layouts.md).")
     ] = None,
@@ -106,6 +117,8 @@ def prepare(
         gop=gop,
         fps=fps,
         audio_rate=audio_rate,
+        crop=crop.value if crop else None,
+        landmarks=landmarks,
         layout=layout,
         annotations=annotations,
         layout_split=layout_split,

@@ -20,6 +20,7 @@ from triptych.errors import TriptychError, UsageError
 from triptych.files import is_taken, replacing
 from triptych.media.captions import sidecars_of
 from triptych.media.collection import Row, Rows
+from triptych.media.faces import Cropping
 from triptych.media.measured import MEASURED, SEQUENCE, probe_columns, remembered
 from triptych.media.moments import find_moments
 from triptych.media.processes import processors, spread
@@ -44,8 +45,11 @@ class Encoding:
     gop: int | None = None
     fps: float | None = None
     audio_rate: int | None = None
+    cropping: Cropping | None = None
 
     def __post_init__(self) -> None:
+        if self.cropping is not None and (self.short_side, self.fps) != (None, None):
+            raise UsageError(f"A crop of the {self.cropping.kind} has its own size and frame rate; leave them out.")
         for name, least in (("short_side", 2), ("gop", 1), ("fps", 0.001)):
             value = getattr(self, name)
             if value is not None and value < least:
@@ -311,7 +315,7 @@ def _prepare_file(number: int, rows: Rows, out: Path, encoding: Encoding, dry_ru
             check(recording)
             if encoding.wanted and not dry_run and not recording.probe.still and recording.probe.video is not None:
                 clip = out / "clips" / f"{row.path.stem[:80]}-{_key(row)[:12]}.mp4"
-                encode(recording, clip, encoding)
+                encode(recording, clip, encoding, row=row)
                 outcome["clip"] = str(clip.relative_to(out))
                 with Recording(clip, sequences=row.sequences) as encoded:
                     encoded.caption(recording.timeline.captions)
@@ -368,7 +372,9 @@ def check(recording: Recording) -> None:
         recording.waveform(end - 0.1, end, 8000)
 
 
-def encode(recording: Recording, out: Path, encoding: Encoding, longest: float | None = None) -> None:
+def encode(
+    recording: Recording, out: Path, encoding: Encoding, longest: float | None = None, row: Row | None = None
+) -> None:
     """Write a recording as mp4: upright, square pixels, constant frame rate, its second 0 where it was.
 
     Args:
@@ -376,14 +382,20 @@ def encode(recording: Recording, out: Path, encoding: Encoding, longest: float |
         out: The file.
         encoding: What to change; pictures are never enlarged.
         longest: Seconds of it that are written; all where None.
+        row: Its row, whose columns may say where to crop.
     """
     probe = recording.probe
-    fps = Fraction(encoding.fps or probe.fps).limit_denominator(1001)
+    cropping = encoding.cropping
+    rate_of_frames = cropping.fps(recording) if cropping else encoding.fps or probe.fps
+    fps = Fraction(rate_of_frames).limit_denominator(1001)
     short = min(encoding.short_side or min(probe.width, probe.height), min(probe.width, probe.height))
     short += short % 2
     rate = encoding.audio_rate or aac_rate(probe.audio_rate)
     end = recording.timeline.end if longest is None else min(longest, recording.timeline.end)
-    pictures = recording.pictures(float(fps), short, end)
+    if cropping is None:
+        pictures = recording.pictures(float(fps), short, end)
+    else:
+        pictures = cropping.crops(recording, row.values if row else {}, end)
     sound = sound_of(recording, 0.0, end, rate)
     write_video(out, pictures, fps, sound, rate, crf=20, gop=encoding.gop or 250, preset="medium", fast_decode=True)
 
@@ -410,7 +422,7 @@ def _estimate(summary: Summary, rows: Rows, encoding: Encoding, usable: list[int
                     continue
                 began = time.process_time()
                 clip = Path(folder) / f"{number}.mp4"
-                encode(recording, clip, encoding, TRIAL_SECONDS)
+                encode(recording, clip, encoding, TRIAL_SECONDS, rows.row(number))
                 spent += time.process_time() - began
                 seconds += min(recording.probe.duration, TRIAL_SECONDS)
                 size += clip.stat().st_size
