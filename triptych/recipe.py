@@ -61,15 +61,31 @@ class VideoTransform(Config):
     """Red, green and blue, or the luma alone (which takes the `mean` and `std` of the first)."""
 
 
+class SpectrogramCrop(Config):
+    """A random stretch of a spectrogram, scaled to its size (BYOL-A's random resized crop).
+
+    The spectrogram lies in the middle of a canvas of zeros; the stretch is cut from the canvas.
+    """
+
+    canvas: tuple[float, float] = (1.5, 1.0)
+    """Sides of the canvas over those of the spectrogram: time and mels."""
+    time: tuple[float, float] = (0.6, 1.5)
+    """Steps of the stretch over those of the spectrogram, lowest and highest."""
+    mels: tuple[float, float] = (0.6, 1.5)
+    """Mel bands of the stretch over those of the spectrogram, lowest and highest; the canvas limits both."""
+
+
 class AudioTransform(Config):
     """Waveform (mono, in [-1, 1]) to the encoder's input."""
 
     kind: Literal["audio"] = "audio"
-    front_end: Literal["waveform", "log_mel", "davenet", "fbank", "magnitude_mel", "logfbank", "mfcc"] = "log_mel"
+    front_end: Literal["waveform", "log_mel", "davenet", "fbank", "magnitude_mel", "logfbank", "mfcc", "slaney"] = (
+        "log_mel"
+    )
     """`fbank` is Kaldi-compatible (vision-transformers-common, section 6); `davenet` are decibels below the clip's
     maximum, of the pre-emphasised sound (DAVEnet, AVLnet); `magnitude_mel` is brought to 0..1 by each clip's
     extremes (VATT); `logfbank` is that of python_speech_features, of 16-bit numbers; `mfcc` are Kaldi's cepstral
-    coefficients (AV-HuBERT)."""
+    coefficients (AV-HuBERT); `slaney` is librosa's bank of unit areas, with `floor` added to the energies (XKD)."""
     mels: int = Field(80, ge=1)
     """Mel bands."""
     window: float = Field(0.025, gt=0)
@@ -95,6 +111,8 @@ class AudioTransform(Config):
     or in what comes out of them (LAVISH)."""
     gain: float = Field(0.0, ge=0)
     """The level is changed by a draw from [-x, x] decibels."""
+    volume: float = Field(0.0, ge=0, le=1)
+    """The waveform is multiplied by a draw from [1 - x, 1 + x]."""
     noise: float = Field(0.0, ge=0)
     """Standard deviation of Gaussian noise added to the output."""
     peak_noise: float = Field(0.0, ge=0)
@@ -107,6 +125,8 @@ class AudioTransform(Config):
     """Subtracted from the spectrogram."""
     std: float = Field(1.0, gt=0)
     """The spectrogram is divided by it after `mean` is subtracted."""
+    random_resized: SpectrogramCrop | None = None
+    """A stretch of the normalised spectrogram in the place of the whole; none where None."""
     stack: int = Field(1, ge=1)
     """At last, so many steps in a row become one, with zeros where the last one lacks some (AV-HuBERT: 4)."""
     standardize: bool = False

@@ -16,7 +16,7 @@ KNOWN: dict[tuple[str, str], str | None] = {
     ("everything-at-once", "model"): "everything_at_once",
     ("fakeout", "model"): None,
     ("lava", "model"): "lava",
-    ("lavish", "model"): None,
+    ("lavish", "model"): "lavish",
     ("mavil", "model"): None,
     ("metrics-common", "functions"): "metrics_common",
     ("mjepa-vjepa2", "model"): None,
@@ -34,6 +34,6 @@ KNOWN: dict[tuple[str, str], str | None] = {
     ("vision-transformers-common", "tables"): "tables",
     ("vmz-logmel", "functions"): None,
     ("xdc", "functions"): None,
-    ("xkd", "model"): None,
+    ("xkd", "model"): "xkd",
 }
 """(slug, part) of a case -> module here that has ``check(case)``; None: what it checks is not built yet."""

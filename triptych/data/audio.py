@@ -6,9 +6,11 @@ All draws are made in the worker and travel with the clip; only Gaussian noise i
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+from torch.nn import functional
 
 from triptych.data.front_ends import spectrogram
-from triptych.recipe import AudioTransform
+from triptych.layers.spectrogram import append_derivatives
+from triptych.recipe import AudioTransform, SpectrogramCrop
 
 
 def draw_sound(transform: AudioTransform, generator: torch.Generator) -> dict[str, Tensor]:
@@ -21,6 +23,8 @@ def draw_sound(transform: AudioTransform, generator: torch.Generator) -> dict[st
         "mel_mask": torch.floor(rolls[3] * (transform.mel_mask + 1)),
         "mel_place": rolls[4],
         "noise_seed": torch.randint(2**62, (), generator=generator),
+        "volume": 1 + transform.volume * (2 * torch.rand((), generator=generator) - 1),
+        "crop": torch.rand(4, generator=generator),
     }
 
 
@@ -50,9 +54,14 @@ def finish_sound(
         x, flat = finish_sound(waveform.flatten(0, 1), length.flatten(), rate, repeated, transform)
         return x.reshape(*length.shape, *x.shape[1:]), flat.reshape(length.shape)
     x = amplify(waveform, draws["gain"]) if transform.gain else waveform
+    x = x * draws["volume"][:, None] if transform.volume else x
+    if transform.emphasis:
+        x = emphasize(x, length, transform.emphasis)
     if transform.front_end != "waveform":
         assert rate is not None
         x, length = spectrogram(x, length, rate, transform)
+        if transform.derivatives:
+            x = append_derivatives(x, length, transform.derivatives)
     if transform.steps is not None:
         x = _fit(x, transform.steps)
         length = length.clamp(max=transform.steps)
@@ -61,6 +70,8 @@ def finish_sound(
     if transform.pad == "output":
         valid = torch.arange(x.shape[1], device=x.device) < length[:, None]
         x = x.where(valid if x.ndim == 2 else valid[:, :, None], 0.0)
+    if transform.front_end != "waveform" and transform.random_resized is not None:
+        x = crop_spectrograms(x, draws["crop"], transform.random_resized)
     if transform.front_end != "waveform" and transform.time_mask:
         x = mask_steps(x, length, draws["time_mask"], draws["time_place"])
     if transform.front_end != "waveform" and transform.mel_mask:
@@ -70,6 +81,10 @@ def finish_sound(
     if transform.peak_noise:
         peak = x.abs().flatten(1).amax(dim=1).view(-1, *[1] * (x.ndim - 1))
         x = x + peak * add_noise(torch.zeros_like(x), transform.peak_noise, draws["noise_seed"])
+    if transform.stack > 1:
+        x, length = stack_steps(x, transform.stack), -(-length // transform.stack)
+    if transform.standardize:
+        x = functional.layer_norm(x, x.shape[-1:])
     return x, length
 
 
@@ -78,6 +93,45 @@ def amplify(
 ) -> Float[Tensor, "batch samples"]:
     """Change the level of each clip."""
     return waveform * torch.pow(10.0, decibels / 20)[:, None]
+
+
+def emphasize(
+    waveform: Float[Tensor, "batch samples"], length: Int[Tensor, " batch"], share: float
+) -> Float[Tensor, "batch samples"]:
+    """Take off each valid sample, but the first, a share of the one before it; zeros beyond them."""
+    before = functional.pad(waveform, (1, 0))[:, :-1]
+    valid = torch.arange(waveform.shape[1], device=waveform.device) < length[:, None]
+    return (waveform - share * before).where(valid, 0.0)
+
+
+def stack_steps(x: Float[Tensor, "batch steps *values"], count: int) -> Float[Tensor, "batch stacked all_values"]:
+    """Put the values of ``count`` steps in a row side by side, zeros where the last ones are missing."""
+    x = _fit(x, -(-x.shape[1] // count) * count)
+    return x.unflatten(1, (-1, count)).flatten(2)
+
+
+def crop_spectrograms(
+    x: Float[Tensor, "batch steps mels"], draws: Float[Tensor, "batch 4"], crop: SpectrogramCrop
+) -> Float[Tensor, "batch steps mels"]:
+    """Scale a stretch of each spectrogram's canvas to the spectrogram's size (cubic, corners aligned; BYOL-A).
+
+    Args:
+        x: Normalised spectrograms.
+        draws: In [0, 1): sizes along time and mels, then places.
+        crop: Their limits.
+    """
+    sizes = x.shape[1:]
+    canvas = [max(int(size * factor), size) for size, factor in zip(sizes, crop.canvas, strict=True)]
+    before = [(whole - size) // 2 for whole, size in zip(canvas, sizes, strict=True)]
+    after = [whole - size - first for whole, size, first in zip(canvas, sizes, before, strict=True)]
+    padded = functional.pad(x, (before[1], after[1], before[0], after[0]))
+    cropped = []
+    for row, rolls in zip(padded, draws.tolist(), strict=True):
+        for axis, (low, high) in enumerate((crop.time, crop.mels)):
+            length = min(max(int((low + (high - low) * rolls[axis]) * sizes[axis]), 1), canvas[axis])
+            row = row.narrow(axis, int(rolls[2 + axis] * (canvas[axis] - length + 1)), length)
+        cropped.append(functional.interpolate(row[None, None], list(sizes), mode="bicubic", align_corners=True)[0, 0])
+    return torch.stack(cropped)
 
 
 def mask_steps(

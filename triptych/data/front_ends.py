@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from triptych.layers.spectrogram import davenet_mel, kaldi_fbank, log_mel, magnitude_mel
+from triptych.layers.spectrogram import davenet_mel, kaldi_fbank, log_mel, logfbank, magnitude_mel, mfcc, slaney_mel
 from triptych.recipe import AudioTransform
 
 
@@ -43,6 +43,11 @@ def _magnitudes(waveform: Tensor, rate: float, transform: AudioTransform) -> Ten
     return (x - low) / (high - low).where(high > low, 1.0)  # a silent clip is zeros
 
 
+def _slaney(waveform: Tensor, rate: float, transform: AudioTransform) -> Tensor:
+    bands = (transform.low, transform.high, transform.floor)
+    return slaney_mel(waveform, rate, transform.mels, transform.window, transform.hop, *bands)
+
+
 def _centred(samples: Tensor, rate: float, transform: AudioTransform) -> Tensor:
     return samples // round(rate * transform.hop) + 1
 
@@ -56,11 +61,29 @@ def _begun_hops(samples: Tensor, rate: float, transform: AudioTransform) -> Tens
     return -(-samples // int(rate * transform.hop))
 
 
+def _speech_features(waveform: Tensor, rate: float, transform: AudioTransform) -> Tensor:
+    bands = (transform.low, transform.high)
+    return logfbank(waveform, rate, transform.mels, transform.window, transform.hop, *bands)
+
+
+def _cepstra(waveform: Tensor, rate: float, transform: AudioTransform) -> Tensor:
+    bands = (transform.low, transform.high)
+    return mfcc(waveform, rate, transform.cepstra, transform.mels, transform.window, transform.hop, *bands)
+
+
+def _covering_windows(samples: Tensor, rate: float, transform: AudioTransform) -> Tensor:
+    room = (samples - round(rate * transform.window)).clamp(min=0)
+    return 1 - (-room).div(round(rate * transform.hop), rounding_mode="floor")
+
+
 FRONT_ENDS: dict[str, FrontEnd] = {
     "log_mel": FrontEnd(_log_mel, _centred),
     "davenet": FrontEnd(_davenet, _whole_windows),
     "fbank": FrontEnd(_kaldi, _whole_windows),
     "magnitude_mel": FrontEnd(_magnitudes, _begun_hops),
+    "logfbank": FrontEnd(_speech_features, _covering_windows),
+    "mfcc": FrontEnd(_cepstra, _whole_windows),
+    "slaney": FrontEnd(_slaney, _centred),
 }
 """By the name in ``AudioTransform.front_end``; ``waveform`` is none of them."""
 

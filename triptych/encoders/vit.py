@@ -4,6 +4,7 @@ One class for all: patches through one linear layer, plus positions, a class tok
 blocks, and a norm on tokens or on what is pooled of them. An image is a clip of one frame.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -11,13 +12,14 @@ import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional
 
 from triptych.batch import Modality
 from triptych.encoders.encoder import Encoder, Features
 from triptych.layers.glorot import glorot
 from triptych.layers.grid_positions import Grid, GridPositions, PositionKind, Resampling
-from triptych.layers.masks import pick
-from triptych.layers.patches import patchify_video
+from triptych.layers.masks import hidden, pick
+from triptych.layers.patches import ConvolutionalStem, patchify_video, unpatchify_video
 from triptych.layers.transformer import Block
 from triptych.recipe import Config
 
@@ -63,14 +65,17 @@ class ViT(Encoder):
     all tokens, as the papers do.
     """
 
-    def __init__(self, config: ViTConfig, grid: Grid, values: int, steps: int) -> None:
+    def __init__(
+        self, config: ViTConfig, grid: Grid, values: int, steps: int, stem: ConvolutionalStem | None = None
+    ) -> None:
         """Build the encoder, initialised as MAE: Xavier uniform, zero biases, class token of deviation 0.02.
 
         Args:
             config: Sizes.
             grid: Tokens along time, height and width that the positions are made for.
-            values: Values of a patch.
+            values: Values of a patch, after the stem where there is one.
             steps: Raw steps of time in a patch.
+            stem: Convolutions that the patches pass together, see ``convolve``.
 
         Raises:
             ValueError: If the class token is to be pooled and there is none.
@@ -84,6 +89,7 @@ class ViT(Encoder):
         self.pool = config.pool
         self.norm_on = config.norm
         self.special = int(config.class_token)
+        self.stem = stem
         self.project = nn.Linear(values, config.width)
         self.positions = GridPositions(
             grid, config.width, config.positions, config.class_token, config.resampling, config.margin
@@ -106,6 +112,22 @@ class ViT(Encoder):
         """Return the number of patches along time, height and width."""
         raise NotImplementedError
 
+    def convolve(
+        self, patches: Float[Tensor, "batch tokens values"], grid: Grid
+    ) -> Float[Tensor, "batch tokens channels"]:
+        """Return what the stem makes of all patches, put together again: the maximum over the places of each."""
+        raise NotImplementedError
+
+    def embed(self, data: Tensor, keep: Int[Tensor, "batch kept"] | None) -> Float[Tensor, "batch kept width"]:
+        """Return the projected patches that are kept; a stem finds zeros in the place of the others."""
+        patches = self.patches(data)
+        if self.stem is not None:
+            if keep is not None:
+                patches = patches.masked_fill(hidden(keep, patches.shape[1])[..., None], 0.0)
+            patches = self.convolve(patches, self.grid_of(data))
+        embedded: Tensor = self.project(patches if keep is None else pick(patches, keep))
+        return embedded
+
     def tokenize(self, data: Tensor) -> Float[Tensor, "batch tokens width"]:
         """Return the patches, projected, with their positions; no class token."""
         return self.enter(data)[0][:, self.special :]
@@ -117,12 +139,10 @@ class ViT(Encoder):
         keep: Int[Tensor, "batch kept"] | None = None,
     ) -> tuple[Float[Tensor, "batch all_tokens width"], Int[Tensor, " batch"]]:
         """Return what the first block reads, class token first, and how many tokens of each row are no padding."""
-        grid, patches = self.grid_of(data), self.patches(data)
+        grid = self.grid_of(data)
         table = self.positions(grid)
         places = table[self.special :]
-        if keep is not None:
-            patches, places = pick(patches, keep), places[keep]
-        x = self.project(patches) + places
+        x = self.embed(data, keep) + (places if keep is None else places[keep])
         if self.special:
             first = self.class_token + table[:1]
             x = torch.cat([first.expand(len(x), 1, -1), x], dim=1)
@@ -187,7 +207,12 @@ class VideoViT(ViT):
     modality: Modality = "video"
 
     def __init__(
-        self, config: ViTConfig, frames: int = 16, size: int = 224, tubelet: tuple[int, int] = (2, 16)
+        self,
+        config: ViTConfig,
+        frames: int = 16,
+        size: int = 224,
+        tubelet: tuple[int, int] = (2, 16),
+        stem: Sequence[tuple[int, int]] = (),
     ) -> None:
         """Build the encoder.
 
@@ -196,10 +221,15 @@ class VideoViT(ViT):
             frames: Frames that the positions are made for; 1 for images.
             size: Side of these frames, pixels.
             tubelet: Frames and side of a token.
+            stem: Convolutions on each frame before the tubelets: channels and stride of each.
         """
         length, side = tubelet
-        across = size // side
-        super().__init__(config, (frames // length, across, across), 3 * length * side * side, length)
+        grid = (frames // length, size // side, size // side)
+        values, layers = 3 * length * side * side, None
+        if stem:
+            widths, strides = zip(*stem, strict=True)
+            values, layers = length * widths[-1], ConvolutionalStem(3, widths, [(step, step) for step in strides])
+        super().__init__(config, grid, values, length, layers)
         self.tubelet = (length, side, side)
 
     def patches(self, data: Float[Tensor, "batch frames height width 3"]) -> Float[Tensor, "batch tokens values"]:
@@ -211,3 +241,13 @@ class VideoViT(ViT):
         """Return the number of tubelets along time, height and width."""
         frames, height, width = (size // side for size, side in zip(data.shape[1:4], self.tubelet, strict=True))
         return frames, height, width
+
+    def convolve(
+        self, patches: Float[Tensor, "batch tokens values"], grid: Grid
+    ) -> Float[Tensor, "batch tokens channels"]:
+        """Pass each frame through the stem; the frames of a tubelet stand side by side."""
+        assert self.stem is not None
+        frames = unpatchify_video(patches, self.tubelet, grid)
+        maps = self.stem(frames.flatten(0, 1)).permute(0, 3, 1, 2)
+        pooled = functional.adaptive_max_pool2d(maps, grid[1:]).permute(0, 2, 3, 1)
+        return patchify_video(pooled.unflatten(0, frames.shape[:2]), (self.steps, 1, 1))

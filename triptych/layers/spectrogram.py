@@ -4,7 +4,7 @@ import math
 from functools import lru_cache
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -117,6 +117,7 @@ def kaldi_fbank(
     low: float = 20.0,
     high: float | None = None,
     subtract_mean: bool = True,
+    taper: float = 1.0,
 ) -> Float[Tensor, "batch steps mels"]:
     """Return Kaldi's log filter bank as AST, AudioMAE and MAViL use it (vision-transformers-common, section 6).
 
@@ -133,6 +134,7 @@ def kaldi_fbank(
         low: Lowest frequency, Hz.
         high: Highest frequency, Hz; half the rate where None.
         subtract_mean: Whether the mean of the whole clip is taken off first.
+        taper: Exponent of the window (0.85: Kaldi's own, "povey").
     """
     size, step = int(rate * window), int(rate * hop)
     waveform = waveform.float()
@@ -143,7 +145,7 @@ def kaldi_fbank(
     frames = waveform.unfold(1, size, step)
     frames = frames - frames.mean(dim=2, keepdim=True)
     before = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
-    frames = (frames - 0.97 * before) * torch.hann_window(size, periodic=False, device=waveform.device)
+    frames = (frames - 0.97 * before) * torch.hann_window(size, periodic=False, device=waveform.device) ** taper
     points = 1 << (size - 1).bit_length()
     spectrum = torch.fft.rfft(functional.pad(frames, (0, points - size)))
     power = spectrum.real.square() + spectrum.imag.square()
@@ -194,3 +196,167 @@ def magnitude_mel(
     frames = padded.unfold(1, size, step) * torch.hann_window(size, device=waveform.device)
     bank = kaldi_bank(mels, points, rate, low, high or rate / 2).to(waveform.device)
     return (gain * (torch.fft.rfft(frames, points).abs() @ bank)).log1p()
+
+
+def mfcc(
+    waveform: Float[Tensor, "batch samples"],
+    rate: float,
+    cepstra: int = 13,
+    mels: int = 23,
+    window: float = 0.025,
+    hop: float = 0.01,
+    low: float = 20.0,
+    high: float | None = None,
+    lifter: float = 22.0,
+) -> Float[Tensor, "batch steps cepstra"]:
+    """Return Kaldi's cepstral coefficients, the first of them not replaced by the energy (av-hubert, section 5).
+
+    The orthonormal cosine transform of ``kaldi_fbank`` under Kaldi's own window, liftered.
+
+    Args:
+        waveform: In [-1, 1].
+        rate: Samples a second.
+        cepstra: Coefficients.
+        mels: Bands.
+        window: Length of the window, seconds.
+        hop: Seconds between steps.
+        low: Lowest frequency, Hz.
+        high: Highest frequency, Hz; half the rate where None.
+        lifter: L: coefficient n is multiplied by 1 + L/2 sin(pi n / L).
+    """
+    bands = kaldi_fbank(waveform, rate, mels, window, hop, low, high, subtract_mean=False, taper=0.85)
+    order, band = torch.arange(cepstra, dtype=torch.float64), torch.arange(mels, dtype=torch.float64)
+    basis = math.sqrt(2 / mels) * torch.cos(math.pi / mels * (band[:, None] + 0.5) * order)
+    basis[:, 0] = math.sqrt(1 / mels)
+    basis *= 1 + lifter / 2 * torch.sin(math.pi / lifter * order)
+    return bands @ basis.float().to(bands.device)
+
+
+def logfbank(
+    waveform: Float[Tensor, "batch samples"],
+    rate: float,
+    mels: int = 26,
+    window: float = 0.025,
+    hop: float = 0.01,
+    low: float = 0.0,
+    high: float | None = None,
+) -> Float[Tensor, "batch steps mels"]:
+    """Return the log filter bank of python_speech_features, without its emphasis (av-hubert, section 3).
+
+    Of the sound as 16-bit numbers, not rounded: rectangular windows, as many as begin before all samples are covered,
+    with zeros beyond the end; power spectrum over the next power of two, divided by its points; triangles that are
+    linear between bins, on the scale 2595 log10(1 + f/700); a band without energy has 2.2e-16.
+
+    Args:
+        waveform: In [-1, 1], pre-emphasised already.
+        rate: Samples a second.
+        mels: Bands.
+        window: Length of the window, seconds.
+        hop: Seconds between steps; there are 1 + ceil((samples - window) / hop) of them, at least one.
+        low: Lowest frequency, Hz.
+        high: Highest frequency, Hz; half the rate where None.
+    """
+    size, step = round(window * rate), round(hop * rate)
+    points = 1 << (size - 1).bit_length()
+    count = 1 + max(-(-(waveform.shape[1] - size) // step), 0)
+    sound = functional.pad(32_768 * waveform.float(), (0, (count - 1) * step + size - waveform.shape[1]))
+    spectrum = torch.fft.rfft(sound.unfold(1, size, step), points)
+    power = (spectrum.real.square() + spectrum.imag.square()) / points
+    energy = power @ floored_bank(mels, points, rate, low, high or rate / 2).to(waveform.device)
+    return energy.where(energy > 0, torch.finfo(torch.float64).eps).log()
+
+
+@lru_cache(maxsize=16)
+def floored_bank(mels: int, points: int, rate: float, low: float, high: float) -> Float[Tensor, "bins mels"]:
+    """Return triangles between whole bins, floor((points + 1) f / rate) for each edge f."""
+    ends = [2595 * math.log10(1 + frequency / 700) for frequency in (low, high)]
+    edges = 700 * (10 ** (torch.linspace(ends[0], ends[1], mels + 2, dtype=torch.float64) / 2595) - 1)
+    edges = ((points + 1) * edges / rate).floor()
+    bins = torch.arange(points // 2 + 1, dtype=torch.float64)[:, None]
+    left, peak, right = edges[:-2], edges[1:-1], edges[2:]
+    rising = ((bins - left) / (peak - left)).where((left <= bins) & (bins < peak), 0.0)
+    falling = ((right - bins) / (right - peak)).where((peak <= bins) & (bins < right), 0.0)
+    return (rising + falling).float()
+
+
+def append_derivatives(
+    x: Float[Tensor, "batch steps values"], length: Int[Tensor, " batch"], times: int
+) -> Float[Tensor, "batch steps all_values"]:
+    """Return steps with their derivatives along time beside them, and those of the derivatives, ``times`` of them.
+
+    A derivative is the slope of a line through five steps; beyond a row's ends its first or last step goes on.
+
+    Args:
+        x: Steps.
+        length: Valid steps of each row.
+        times: Derivatives of derivatives; 0 leaves the steps as they are.
+    """
+    place = torch.arange(x.shape[1], device=x.device)
+    last = (length - 1).clamp(min=0)[:, None]
+    parts = [x]
+    for _ in range(times):
+        slope = torch.zeros_like(x)
+        for offset in (-2, -1, 1, 2):
+            source = torch.minimum((place + offset).clamp(min=0), last)
+            slope += offset / 10 * parts[-1].gather(1, source[..., None].expand_as(x))
+        parts.append(slope)
+    return torch.cat(parts, dim=2)
+
+
+def slaney_mel(
+    waveform: Float[Tensor, "batch samples"],
+    rate: float,
+    mels: int = 80,
+    window: float = 0.064,
+    hop: float = 0.0089375,
+    low: float = 0.0,
+    high: float | None = None,
+    floor: float = 1.19e-7,
+) -> Float[Tensor, "batch steps mels"]:
+    """Return ln(mel + floor) of librosa's mel energies (xkd, section 3, whose settings are the defaults at 16 kHz).
+
+    Periodic Hann windows over the whole of a spectrum, centred on their steps with zeros beyond the ends; power; the
+    triangles of ``slaney_bank``.
+
+    Args:
+        waveform: In [-1, 1].
+        rate: Samples a second.
+        mels: Bands.
+        window: Length of window and spectrum, seconds.
+        hop: Seconds between steps; there are 1 + samples // hop of them.
+        low: Lowest frequency, Hz.
+        high: Highest frequency, Hz; half the rate where None.
+        floor: Added to every energy.
+    """
+    points, step = round(window * rate), round(hop * rate)
+    waveform = waveform.float()
+    spectrum = torch.stft(
+        waveform,
+        points,
+        step,
+        window=torch.hann_window(points, device=waveform.device),
+        center=True,
+        pad_mode="constant",
+        return_complex=True,
+    )
+    power = spectrum.real.square() + spectrum.imag.square()
+    bank = slaney_bank(mels, points, rate, low, high or rate / 2).to(waveform.device)
+    return (power.transpose(1, 2) @ bank + floor).log()
+
+
+@lru_cache(maxsize=16)
+def slaney_bank(mels: int, points: int, rate: float, low: float, high: float) -> Float[Tensor, "bins mels"]:
+    """Return triangles of unit area (over Hz) on Slaney's scale: linear up to 1000 Hz, logarithmic from there on."""
+    ends = [_hertz_to_slaney(frequency) for frequency in (low, high)]
+    places = torch.linspace(ends[0], ends[1], mels + 2, dtype=torch.float64)
+    edges = torch.where(places < 15, places * 200 / 3, 1000 * torch.exp((places - 15) * math.log(6.4) / 27))
+    bins = torch.arange(points // 2 + 1, dtype=torch.float64) * rate / points
+    rising = (bins[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
+    falling = (edges[2:] - bins[:, None]) / (edges[2:] - edges[1:-1])
+    triangles = torch.minimum(rising, falling).clamp(min=0)
+    return (triangles * 2 / (edges[2:] - edges[:-2])).float()
+
+
+def _hertz_to_slaney(frequency: float) -> float:
+    """Return the place of a frequency on Slaney's scale: 15 at 1000 Hz, 27 more for each factor of 6.4 above it."""
+    return frequency * 3 / 200 if frequency < 1000 else 15 + 27 * math.log(frequency / 1000) / math.log(6.4)

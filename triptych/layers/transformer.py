@@ -46,6 +46,7 @@ class Block(nn.Module):
             head_width: Width of each head; ``width / heads`` where None.
         """
         super().__init__()
+        self.width = width
         self.post = norm == "post"
         self.attention = SelfAttention(width, heads, dropout, bias, head_width)
         self.norm1 = nn.LayerNorm(width, eps=eps)
@@ -63,6 +64,12 @@ class Block(nn.Module):
         """Return what attention adds to the stream; ``mask`` is true where a token may be attended to."""
         attended: Tensor = self.attention(x if self.post else self.norm1(x), mask)
         return self._drop_rows(self.dropout(attended))
+
+    def map(
+        self, x: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch tokens"] | None = None
+    ) -> Float[Tensor, "batch heads tokens tokens"]:
+        """Return the attention weights that ``attend`` uses, each row summing to 1."""
+        return self.attention.map(x if self.post else self.norm1(x), mask)
 
     def feed(self, x: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
         """Return what the feed-forward part adds to the stream."""

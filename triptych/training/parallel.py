@@ -49,6 +49,9 @@ def wrap(method: Method, kind: str, device: torch.device) -> nn.Module:
             if isinstance(module, nn.ModuleList):
                 for block in module:
                     fully_shard(block)
+                    for name in ("attend", "feed", "map"):  # called from outside the block
+                        if hasattr(block, name):
+                            register_fsdp_forward_method(block, name)
         fully_shard(method)
         for name in ("features", "embed", "predict"):  # what evaluation calls
             register_fsdp_forward_method(method, name)
