@@ -23,8 +23,9 @@ class Features:
     """Time, height and width of the tokens (1 where an axis is not there); None after tokens were dropped."""
     special: Float[Tensor, "batch special width"] | None = None
     """Class or feature tokens, if the encoder has any."""
-    layers: tuple[Float[Tensor, "batch all_tokens width"], ...] | None = None
-    """Output of each block, if asked for, special tokens included where the block saw them."""
+    layers: tuple[Float[Tensor, "batch _ _"], ...] | None = None
+    """Output of each block, if asked for, special tokens included where the block saw them: tokens and width, which
+    strides and merging change from block to block."""
 
 
 class Encoder(nn.Module):

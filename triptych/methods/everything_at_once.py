@@ -62,6 +62,8 @@ SIDES: dict[Term, tuple[str, str]] = {
 """The vectors that each term aligns."""
 EPS = 1e-8
 """Smallest norm that a vector is divided by."""
+PROBE = ("audio", "kind")
+"""Stream and column of the toy world by which `benchmarks/learning.py` judges ``small()``; chosen before any run."""
 
 
 class EverythingAtOnceConfig(Config):
