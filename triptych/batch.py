@@ -64,7 +64,8 @@ class Batch:
     rows: Int[Tensor, " batch"]
     """Row of the data set of each item: cluster targets and memory banks are kept by it."""
     drawn: dict[str, Tensor] = field(default_factory=dict)
-    """What the windows drew and a method may have to guess: pace, reversed, order. First axis ``batch``."""
+    """What the windows drew and a method may have to guess: pace, reversed, order; of a grid its windows, zeros beyond
+    those that a row has. First axis ``batch``."""
     targets: dict[str, Tensor] = field(default_factory=dict)
     """By column of the manifest; empty in pretraining. First axis ``batch``."""
 

@@ -106,14 +106,14 @@ def test_stages_are_public() -> None:
     _scramble(swin)
     clip = torch.randn(1, 1, 32, 32, 3)
     with torch.no_grad():
-        x = swin.tokenize(clip)
+        x, valid = swin.enter(clip)
         for block in swin.blocks:
             if isinstance(block, PatchMerging):
                 x = block(x)
             else:
                 x = x + block.attend(x)
                 x = x + block.feed(x)
-        torch.testing.assert_close(swin.finish(x).pooled, swin(clip).pooled)
+        torch.testing.assert_close(swin.finish(x, valid).pooled, swin(clip).pooled)
 
 
 def test_the_large_one_has_its_published_size() -> None:

@@ -150,6 +150,7 @@ class SwinBlock(nn.Module):
             ratio: Width of the feed-forward part over ``width``.
         """
         super().__init__()
+        self.width = width
         self.grid = grid
         rows, columns = (min(side, window) for side in grid)
         self.window = (rows, columns)
@@ -249,6 +250,7 @@ class Swin(Encoder):
                 self.blocks.append(SwinBlock(width, count, (side, side), window, number % 2 == 1, ratio))
         self.width = width
         self.side = sides[-1]
+        self.merged = (sides[0] // sides[-1]) ** 2
         self.norm = nn.LayerNorm(width)
         self.apply(_initialise)
 
@@ -258,16 +260,18 @@ class Swin(Encoder):
         tokens: Tensor = self.embedding_norm(maps.flatten(2).transpose(1, 2))
         return tokens.unflatten(0, data.shape[:2]).flatten(1, 2)
 
-    def finish(self, tokens: Float[Tensor, "batch tokens dim"]) -> Features:
+    def enter(
+        self, data: Float[Tensor, "batch frames height width 3"], length: Int[Tensor, " batch"] | None = None
+    ) -> tuple[Float[Tensor, "batch tokens dim"], Int[Tensor, " batch"]]:
+        """Return the tokens, and how many there are; all frames count, whatever ``length`` says."""
+        tokens = self.tokenize(data)
+        return tokens, torch.full((len(tokens),), tokens.shape[1] // self.merged, device=tokens.device)
+
+    def finish(self, tokens: Float[Tensor, "batch tokens dim"], valid: Int[Tensor, " batch"]) -> Features:
         """Return the features of what the last block put out."""
         normed: Tensor = self.norm(tokens)
-        count = normed.shape[1]
-        return Features(
-            tokens=normed,
-            pooled=normed.mean(dim=1),
-            length=torch.full((len(normed),), count, device=normed.device),
-            grid=(count // self.side**2, self.side, self.side),
-        )
+        grid = (normed.shape[1] // self.side**2, self.side, self.side)
+        return Features(tokens=normed, pooled=normed.mean(dim=1), length=valid, grid=grid)
 
     def forward(
         self,
@@ -276,20 +280,20 @@ class Swin(Encoder):
         keep: Int[Tensor, "batch kept"] | None = None,
         layers: bool = False,
     ) -> Features:
-        """Encode a batch, each frame by itself; see ``Encoder.forward``. All frames count, whatever ``length`` says.
+        """Encode a batch, each frame by itself; see ``Encoder.forward``.
 
         Raises:
             ValueError: If tokens are to be dropped: windows need them all.
         """
         if keep is not None:
             raise ValueError("Swin's windows need all tokens of a frame; it cannot keep some")
-        x = self.tokenize(data)
+        x, valid = self.enter(data, length)
         outputs = []
         for block in self.blocks:
             x = block(x)
             if layers:
                 outputs.append(x)
-        features = self.finish(x)
+        features = self.finish(x, valid)
         return replace(features, layers=tuple(outputs)) if layers else features
 
 

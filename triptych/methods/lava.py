@@ -176,6 +176,17 @@ class TokenEncoder(Encoder):
         tokens: Tensor = self.project(self.raw_tokens(data))
         return tokens + self.positions[:-1]
 
+    def enter(
+        self, data: Tensor, length: Int[Tensor, " batch"] | None = None
+    ) -> tuple[Float[Tensor, "batch all_tokens width"], Int[Tensor, " batch"]]:
+        """Return the tokens, feature token last, and how many are valid without it."""
+        tokens = self.tokenize(data)
+        return self._with_feature_token(tokens), self.valid_tokens(len(tokens), length, tokens.device)
+
+    def _with_feature_token(self, tokens: Tensor) -> Tensor:
+        feature = (self.feature_token + self.positions[-1:]).expand(len(tokens), 1, -1)
+        return torch.cat([tokens, feature], dim=1)
+
     def finish(self, tokens: Float[Tensor, "batch all_tokens width"], length: Int[Tensor, " batch"]) -> Features:
         """Return the features of what the last block put out, feature token last."""
         read = tokens[:, -1]
@@ -206,8 +217,7 @@ class TokenEncoder(Encoder):
         if keep is not None:
             tokens = tokens.gather(1, keep[..., None].expand(-1, -1, self.width))
             valid = keep.lt(valid[:, None]).sum(dim=1)
-        feature = (self.feature_token + self.positions[-1:]).expand(len(tokens), 1, -1)
-        x = torch.cat([tokens, feature], dim=1)
+        x = self._with_feature_token(tokens)
         mask = None
         if self.mask_padding:
             place = torch.arange(x.shape[1], device=x.device)
