@@ -15,6 +15,7 @@ _PLACES = {
     "UsageError": "triptych.errors",
     "embed": "triptych.api",
     "evaluate": "triptych.api",
+    "import_weights": "triptych.api",
     "list_methods": "triptych.api",
     "load": "triptych.api",
     "prepare": "triptych.api",

@@ -286,6 +286,21 @@ def search(
         )
 
 
+@app.command("import")
+def import_(
+    name: Annotated[str, Argument(help="Kind of the weights; `triptych methods NAME` names those of a method.")],
+    checkpoint: Annotated[Path, Argument(help="The published file; nothing in it is run.")],
+    out: Annotated[Path, Option(help="Folder of the model; it must not hold anything.")],
+    method: Annotated[str | None, Option("--for", metavar="METHOD", help="As the start of another method.")] = None,
+    part: Annotated[str | None, Option(metavar="KEY", help="The part of the file that holds the weights.")] = None,
+    tokenizer: Annotated[Path | None, Option(help="The tokenizer.json that the model reads text with.")] = None,
+) -> None:
+    """Make a model of published weights; their licence is printed."""
+    from triptych.api import weights
+
+    weights.import_weights(name, checkpoint, out, method=method, part=part, tokenizer=tokenizer)
+
+
 @app.command()
 def info(
     path: Annotated[Path, Argument(help="A model, run, index, table or collection.")],

@@ -10,6 +10,7 @@ _PLACES = {
     "describe_methods": "pages",
     "embed": "searches",
     "evaluate": "measures",
+    "import_weights": "weights",
     "index": "searches",
     "info": "pages",
     "list_methods": "pages",

@@ -12,6 +12,7 @@ from triptych.errors import TriptychError, UsageError
 from triptych.media.collection import Rows
 from triptych.model import read_model
 from triptych.search.index import Index
+from triptych.weights.sources import sources_for
 
 
 def list_methods() -> dict[str, catalog.Entry]:
@@ -38,7 +39,10 @@ def describe_methods(name: str | None = None, recipe: str | None = None, as_json
     page = (sys.modules[kind.__module__].__doc__ or "").strip()
     made_by = [which for which in RECIPES if hasattr(sys.modules[kind.__module__], which)]
     how = f"{', '.join(made_by)} (triptych methods {name} --recipe {made_by[0]})" if made_by else "none"
-    return f"{page}\n\nrecipes: {how}"
+    known = sources_for(name)
+    weights = [f"  {key}: {source.what}. {source.licence}" for key, source in known.items()]
+    command = f" (triptych import {next(iter(known))} CHECKPOINT --out MODEL)" if known else " none are known"
+    return "\n".join([page, "", f"recipes: {how}", f"weights:{command}", *weights])
 
 
 def info(path: str | Path, as_json: bool = False) -> str:

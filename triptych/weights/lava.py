@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from triptych.errors import TriptychError
+from triptych.methods.lava import LAVAConfig
+
+LICENCE = "No weights were published and no licence is known; yours are what you have made."
 
 STREAMS = {"a": "audio", "v": "video", "t": "text"}
 RENAMES = (
@@ -31,6 +34,29 @@ RENAMES = (
 """Pattern of the authors' key (with the prefix of a Lightning wrapper or without) and ours."""
 DROPPED = re.compile(r"\.encoder_layer\.")
 """A template layer of the authors' module that is never run."""
+
+
+def configure(tensors: Mapping[str, Tensor]) -> LAVAConfig:
+    """Return the sizes that the shapes say; those that no shape tells (heads, frames, mels) are the authors' defaults.
+
+    Raises:
+        TriptychError: As ``rename``, or if a tensor is missing that tells a size.
+    """
+    ours = rename(tensors)
+    try:
+        words, width = ours["encoders.text.embedding.weight"].shape
+        hidden = len(ours["encoders.video.blocks.0.linear1.bias"])
+        text_steps = len(ours["encoders.text.positions"]) - 1
+    except KeyError as error:
+        raise TriptychError(f"There is nothing that becomes {error}; are these weights of LAVA?") from None
+    return LAVAConfig(
+        width=width,
+        layers=len({name.split(".")[3] for name in ours if name.startswith("encoders.video.blocks.")}),
+        ratio=hidden / width,
+        vocabulary=words,
+        text_steps=text_steps,
+        projection="linear" if "heads.video.weight" in ours else "none",
+    )
 
 
 def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
