@@ -75,6 +75,23 @@ class SpectrogramCrop(Config):
     """Mel bands of the stretch over those of the spectrogram, lowest and highest; the canvas limits both."""
 
 
+class Background(Config):
+    """Noise laid under a sound (av-hubert, section 3)."""
+
+    source: str | None = None
+    """Folder or manifest of noise; where None, the other sounds of the batch together (babble)."""
+    probability: float = Field(0.25, ge=0, le=1)
+    """Of being laid under a clip at all (0.25: AV-HuBERT)."""
+    decibels: tuple[int, int] = (0, 0)
+    """Ratio of the sound to the noise: a whole number drawn between these two, both included (0: AV-HuBERT)."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Background":
+        if self.decibels[0] > self.decibels[1]:
+            raise ValueError(f"`decibels` {self.decibels} must not fall")
+        return self
+
+
 class AudioTransform(Config):
     """Waveform (mono, in [-1, 1]) to the encoder's input."""
 
@@ -113,6 +130,8 @@ class AudioTransform(Config):
     """The level is changed by a draw from [-x, x] decibels."""
     volume: float = Field(0.0, ge=0, le=1)
     """The waveform is multiplied by a draw from [1 - x, 1 + x]."""
+    background: Background | None = None
+    """Noise under the sound, before the front end."""
     noise: float = Field(0.0, ge=0)
     """Standard deviation of Gaussian noise added to the output."""
     peak_noise: float = Field(0.0, ge=0)
@@ -452,8 +471,9 @@ class GradientSpec(Config):
 class TokenizerSpec(Config):
     """The tokenizer that is trained on the source's own captions and saved with the model."""
 
-    kind: Literal["unigram", "bpe", "words", "word2vec"] = "bpe"
-    """`unigram` is SentencePiece's model; `word2vec` knows the words of `file`, and nothing is trained."""
+    kind: Literal["unigram", "bpe", "words", "characters", "word2vec"] = "bpe"
+    """`unigram` is SentencePiece's model; `characters` takes each one, blanks too, for a token; `word2vec` knows the
+    words of `file`, and nothing is trained."""
     vocabulary: int = Field(8000, ge=8)
     """Entries at most, special tokens included; of a file, its first words."""
     lowercase: bool = True

@@ -1,19 +1,21 @@
+import gzip
 import pickle
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer as Engine
 
 from triptych.data.text import BEGIN, END, PADDING, UNKNOWN, Tokenizer
-from triptych.errors import TriptychError
+from triptych.errors import TriptychError, UsageError
 from triptych.recipe import TokenizerSpec
 
 CAPTIONS = [f"a {size} {kind} moves {way}" for size in ("big", "small") for kind in ("ball", "star")
             for way in ("left", "right")]  # fmt: skip
-KINDS: Any = ("unigram", "bpe", "words")
+KINDS: Any = ("unigram", "bpe", "words", "characters")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -23,6 +25,58 @@ def test_captions_come_back(kind: Any) -> None:
     assert ids[0] == BEGIN and ids[-1] == END and not {PADDING, UNKNOWN} & set(ids)
     assert tokenizer.decode(ids) == "a big ball moves left"
     assert max(ids) < tokenizer.vocabulary <= 100
+
+
+def _word2vec(path: Path, binary: bool) -> dict[str, list[float]]:
+    """Write a file of word vectors, commonest first; return what is in it."""
+    words = {"the": [1.0, 2.0], "Don't": [3.0, 4.0], "naïve": [5.0, 6.0], "rare": [7.0, 8.0]}
+    if binary:
+        parts = [word.encode() + b" " + np.array(values, "<f4").tobytes() + b"\n" for word, values in words.items()]
+        path.write_bytes(b"4 2\n" + b"".join(parts))
+    else:
+        header = "" if path.name.startswith("glove") else "4 2\n"
+        lines = "".join(f"{word} {values[0]} {values[1]}\n" for word, values in words.items())
+        path.write_text(header + lines, encoding="utf-8")
+    return words
+
+
+@pytest.mark.parametrize("name", ["w.bin", "w.txt", "glove.txt", "w.bin.gz"])
+def test_words_and_vectors_of_a_file(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    words = _word2vec(path, binary=".bin" in name)
+    if name.endswith(".gz"):
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    spec = TokenizerSpec(kind="word2vec", file=str(path), vocabulary=8, lowercase=False)
+    tokenizer = Tokenizer.train([], spec)
+    assert tokenizer.vectors is not None and tokenizer.vectors.shape == (8, 2) and not tokenizer.vectors[:4].any()
+    ids = tokenizer.encode("the naïve... Don't!", 8, marks=False)
+    assert tokenizer.vectors[ids].tolist() == [words["the"], words["naïve"], words["Don't"]]
+    # Case is kept; what is unknown is left out before the caption is cut.
+    assert tokenizer.encode("The x the (y) rare", 8, marks=False, unknown=False) == [4, 7]
+    assert tokenizer.encode("x y z the", 2, marks=False, unknown=False) == [4]
+    assert tokenizer.encode("x y", 2, marks=False, unknown=False) == []
+    assert Tokenizer.train([], spec.model_copy(update={"vocabulary": 6})).vectors.shape == (6, 2)  # type: ignore
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert again.vectors is None and again.encode("the", 3) == tokenizer.encode("the", 3)
+
+
+def test_files_that_hold_no_word_vectors(tmp_path: Path) -> None:
+    def train(path: Path) -> None:
+        Tokenizer.train([], TokenizerSpec(kind="word2vec", file=str(path)))
+
+    with pytest.raises(UsageError, match=r"w\.bin: there is no such file of word vectors; say where it is: --set"):
+        train(tmp_path / "w.bin")
+    (tmp_path / "w.bin").write_bytes(b"2 3\nthe \0\0\0\0")
+    with pytest.raises(TriptychError, match="is damaged: it ends within a vector"):
+        train(tmp_path / "w.bin")
+    (tmp_path / "w.txt").write_text("2 3\nthe 1 2\n")
+    with pytest.raises(TriptychError, match="'the' has 2 values, not 3"):
+        train(tmp_path / "w.txt")
+    (tmp_path / "w.txt").write_text("0 3\n")
+    with pytest.raises(TriptychError, match=r"w\.txt is no file of word vectors, or is damaged: it holds none"):
+        train(tmp_path / "w.txt")
+    with pytest.raises(ValueError, match="has a `file` of word vectors, and no other has"):
+        TokenizerSpec(kind="words", file="w.bin")
 
 
 def test_case_is_kept_where_asked() -> None:
@@ -35,6 +89,13 @@ def test_long_captions_are_cut_and_keep_the_end_mark() -> None:
     tokenizer = Tokenizer.train(CAPTIONS, TokenizerSpec(kind="words"))
     ids = tokenizer.encode("a big ball moves left", 4)
     assert len(ids) == 4 and ids[-1] == END and tokenizer.decode(ids) == "a big"
+
+
+def test_captions_may_stand_without_marks() -> None:
+    tokenizer = Tokenizer.train(CAPTIONS, TokenizerSpec(kind="words"))
+    marked, bare = tokenizer.encode("a big ball", 8), tokenizer.encode("a big ball", 8, marks=False)
+    assert marked == [BEGIN, *bare, END] and tokenizer.encode("a big ball", 2, marks=False) == bare[:2]
+    assert tokenizer.encode(" ", 8, marks=False) == []
 
 
 @pytest.mark.parametrize("title", ["", "  ", "A video of", " A video", "a VIDEO of  "])

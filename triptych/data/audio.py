@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from triptych.data.front_ends import spectrogram
+from triptych.data.mixing import draw_background, lay_babble
 from triptych.layers.spectrogram import append_derivatives
 from triptych.recipe import AudioTransform, SpectrogramCrop
 
@@ -25,6 +26,7 @@ def draw_sound(transform: AudioTransform, generator: torch.Generator) -> dict[st
         "noise_seed": torch.randint(2**62, (), generator=generator),
         "volume": 1 + transform.volume * (2 * torch.rand((), generator=generator) - 1),
         "crop": torch.rand(4, generator=generator),
+        **(draw_background(transform.background, generator) if transform.background else {}),
     }
 
 
@@ -55,6 +57,8 @@ def finish_sound(
         return x.reshape(*length.shape, *x.shape[1:]), flat.reshape(length.shape)
     x = amplify(waveform, draws["gain"]) if transform.gain else waveform
     x = x * draws["volume"][:, None] if transform.volume else x
+    if transform.background is not None and transform.background.source is None:
+        x = lay_babble(x, length, draws["decibels"], draws["babble_place"])
     if transform.emphasis:
         x = emphasize(x, length, transform.emphasis)
     if transform.front_end != "waveform":

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from triptych.batch import Batch, Clip, Stream
 from triptych.data.audio import draw_sound, finish_sound
+from triptych.data.mixing import lay_background
 from triptych.data.spans import Piece, Span
 from triptych.data.text import Tokenizer
 from triptych.data.video import Box, cut, draw_box, draw_colours, finish_video, needed_side
@@ -122,6 +123,7 @@ def decode(
     filled: Filled = [{} for _ in looks]
     _read_pictures(recording, looks, filled)
     _read_sounds(recording, looks, filled)
+    _lay_noise(recording, looks, filled)
     for look, parts in zip(looks, filled, strict=True):
         for stream, spec in look.view.items():
             if isinstance(spec.transform, TextTransform):
@@ -214,6 +216,19 @@ def _read_sounds(recording: Recording, looks: Sequence[Look], filled: Filled) ->
                 first = round((piece.start - start) * rate)
                 samples = sound[first : first + round((piece.end - piece.start) * rate)][: len(part) - piece.at]
                 part[piece.at : piece.at + len(samples)] = samples
+
+
+def _lay_noise(recording: Recording, looks: Sequence[Look], filled: Filled) -> None:
+    """Lay noise from files under the sounds of all looks that want it."""
+    for look, found in zip(looks, filled, strict=True):
+        for stream, spec in look.view.items():
+            noise = spec.transform.background if isinstance(spec.transform, AudioTransform) else None
+            lengths = [span.length for span in look.spans[stream]]
+            if noise is None or noise.source is None or not any(lengths):
+                continue
+            rate = spec.rate or recording.timeline.streams[stream].rate or 0.0
+            options = (noise.source, rate, found[stream].draws["decibels"])
+            lay_background(found[stream].data, lengths, *options, seeded(*look.key, stream, "background"))
 
 
 def _stretches(pieces: list[tuple[Tensor, Piece]]) -> list[list[tuple[Tensor, Piece]]]:

@@ -139,15 +139,18 @@ def _untrained(spec: TokenizerSpec) -> tuple[Engine, Any]:
     unknown = SPECIAL[UNKNOWN]
     engine: Engine
     trainer: Any
-    if spec.kind == "words":
+    if spec.kind in ("words", "characters"):
         engine, trainer = Engine(models.WordLevel(unk_token=unknown)), trainers.WordLevelTrainer(**sizes)
     elif spec.kind == "bpe":
         engine, trainer = Engine(models.BPE(unk_token=unknown)), trainers.BpeTrainer(**sizes)
     else:
         engine, trainer = Engine(models.Unigram()), trainers.UnigramTrainer(unk_token=unknown, **sizes)
-    engine.pre_tokenizer = pre_tokenizers.Whitespace() if spec.kind == "words" else pre_tokenizers.Metaspace()
-    if spec.kind != "words":
-        engine.decoder = decoders.Metaspace()
+    if spec.kind == "words":
+        engine.pre_tokenizer = pre_tokenizers.Whitespace()
+    elif spec.kind == "characters":
+        engine.pre_tokenizer, engine.decoder = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated"), decoders.Fuse()
+    else:
+        engine.pre_tokenizer, engine.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     case = [normalizers.Lowercase()] if spec.lowercase else []
     engine.normalizer = normalizers.Sequence([normalizers.NFKC(), *case, normalizers.Strip()])
     return engine, trainer
