@@ -12,6 +12,7 @@ from triptych.data.audio import (
     mask_steps,
 )
 from triptych.data.front_ends import spectrogram_steps
+from triptych.layers.spectrogram import davenet_mel
 from triptych.recipe import AudioTransform
 
 RATE = 16_000.0
@@ -28,6 +29,27 @@ def draws_of(transform: AudioTransform, *seeds: int) -> dict[str, torch.Tensor]:
 
 def sound(rows: int = 2, seconds: float = 1.0) -> torch.Tensor:
     return 0.1 * torch.randn(rows, round(seconds * RATE), generator=seeded())
+
+
+def test_davenets_spectrogram_is_in_decibels_below_the_loudest() -> None:
+    """A second has frames 0 to 97; a tone ten times louder is 20 dB above, whatever the level (everything-at-once)."""
+    transform = AudioTransform(front_end="davenet", mels=40, floor=1e-8)
+    time = torch.arange(int(RATE)) / RATE
+    tone = torch.sin(2 * math.pi * 1000 * time) * torch.where(time < 0.5, 0.05, 0.5)
+    steps = spectrogram_steps(torch.tensor([16_000, 0, 399, 400]), RATE, transform)
+    assert steps.tolist() == [98, 0, 0, 1]
+    found = davenet_mel(torch.stack([tone, 0.3 * tone, 0 * tone]), RATE)
+    assert found.shape == (3, 98, 40)
+    assert found[0].max() == 0 and found.min() == -80
+    torch.testing.assert_close(found[0], found[1], atol=0.01, rtol=0)
+    assert (found[2] == -80).all()
+    band = int(found[0].amax(dim=0).argmax())
+    assert float(found[0, 80, band] - found[0, 10, band]) == pytest.approx(20.0, abs=0.1)
+    # Two of its settings alone: the mean of the wave and its low frequencies are taken off.
+    torch.testing.assert_close(davenet_mel(tone[None] + 0.2, RATE), found[:1], atol=0.05, rtol=0)
+    plain = davenet_mel(tone[None] + 0.05 * torch.sin(2 * math.pi * 100 * time), RATE, emphasis=0.0)
+    sharp = davenet_mel(tone[None] + 0.05 * torch.sin(2 * math.pi * 100 * time), RATE)
+    assert float(plain[0, 80, 1] - sharp[0, 80, 1]) > 10
 
 
 def test_levels_change_by_decibels() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from triptych.data.clips import Look, decode, seeded
 from triptych.data.loader import Loader
+from triptych.data.spans import Piece, Span
 from triptych.data.text import Tokenizer
 from triptych.data.windows import draw_windows
 from triptych.media.collection import Rows
@@ -126,6 +127,43 @@ def test_precomputed_vectors_come_with_their_times(tmp_path: Path, data_dir: Pat
         clip = clips[0]["s3d"]
         assert clip.length == 2 and clip.data[:2].tolist() == [[0, 1], [2, 3]] and not clip.data[2:].any()
         assert clip.times is not None and clip.times.tolist() == [0.0, 0.5, 0.0, 0.0]
+
+
+def _vectors(tmp_path: Path, view: dict[str, StreamSpec], start: float, end: float) -> dict[str, list[float]]:
+    """Return the first value of the vectors that a window reads: 0, 1, ... at 1 (slow) and at 1.5 a second (fast)."""
+    np.savez(tmp_path / "slow.npz", vectors=np.arange(20.0)[:, None] * [1, 0])
+    np.savez(tmp_path / "fast.npz", vectors=np.arange(30.0)[:, None] * [1, 0], times=np.arange(30) / 1.5)
+    files = {name: tmp_path / f"{name}.npz" for name in ("slow", "fast")}
+    with Recording(tmp_path / "none.mp4", sequences=files) as opened:
+        window = (Span(start, end, pieces=(Piece(0, start, end),)),)
+        looks = [Look(dict.fromkeys(view, window), view, (0,))]
+        (found,) = decode(opened, looks, Viewing(windows=Aligned(), views=(view,)), None)
+    return {name: clip.data[: int(clip.length), 0].tolist() for name, clip in found.items()}
+
+
+def test_vectors_of_two_rates_stand_side_by_side(tmp_path: Path) -> None:
+    """The nearest of n vectors in the place i of m is the one at floor(i n / m) (everything-at-once, section 3)."""
+    view = {
+        "slow": StreamSpec(transform=SequenceTransform(steps=12, like="fast")),
+        "fast": StreamSpec(transform=SequenceTransform(steps=12)),
+    }
+    found = _vectors(tmp_path, view, 2.0, 12.0)
+    assert found["fast"] == list(range(3, 15))
+    assert found["slow"] == [2 + i * 10 // 15 for i in range(12)]
+    whole = {
+        name: StreamSpec(transform=spec.transform.model_copy(update={"steps": None})) for name, spec in view.items()
+    }
+    assert [len(x) for x in _vectors(tmp_path, whole, 2.0, 12.0).values()] == [15, 15]
+    absent = {"slow": StreamSpec(transform=SequenceTransform(like="other"))}
+    assert _vectors(tmp_path, absent, 2.0, 12.0) == {"slow": []}
+
+
+@pytest.mark.parametrize(("fit", "wanted"), [("cut", [0, 1, 2, 3]), ("nearest", [0, 2, 5, 7]), ("max", [2, 4, 7, 9])])
+def test_more_vectors_than_steps(tmp_path: Path, fit: Any, wanted: list[float]) -> None:
+    view = {"slow": StreamSpec(transform=SequenceTransform(steps=4, fit=fit))}
+    assert _vectors(tmp_path, view, 0.0, 10.0) == {"slow": wanted}
+    unit = {"slow": StreamSpec(transform=SequenceTransform(steps=4, fit=fit, normalize=True))}
+    assert _vectors(tmp_path, unit, 10.0, 12.0) == {"slow": [1.0, 1.0]}
 
 
 @pytest.mark.parametrize("short", ["hold", "loop", "zero", "skip"])

@@ -14,6 +14,7 @@ from triptych.media.timeline import Extent, Timeline
 from triptych.recipe import (
     Aligned,
     AroundCaption,
+    AtCaption,
     AudioTransform,
     BeforeAndAfter,
     GlobalAndLocal,
@@ -435,10 +436,33 @@ RELATIONS = [
     BeforeAndAfter(seconds=0.5),
     GlobalAndLocal(seconds=2.0),
     AroundCaption(seconds=1.0, candidates=2),
+    AtCaption(seconds=1.0, apart=0.5, either=True),
     Grid(seconds=1.0, count=4, crops=3),
     Grid(seconds=1.0, count=None),
     Whole(longest=5.0),
 ]
+
+
+def test_the_caption_at_the_edge_of_a_window_takes_its_place() -> None:
+    told = (Caption("pour", 2.0, 5.0), Caption("stir", 5.5, 6.5), Caption("heat", 8.0, 12.0))
+    row = timeline(end=40.0, captions=told)
+    sound = audio(seconds=8.0, short="zero")
+    view = {"video": video(short="zero"), "audio": sound, "text": text(required=False)}
+    seen = set()
+    for seed in range(60):
+        drawn = draw(row, AtCaption(seconds=8.0, apart=4.0), view, seed=seed)
+        shown, heard, said = (only(drawn, stream) for stream in ("video", "audio", "text"))
+        seen.add(said.text)
+        if said.text is None:  # an untold window stays, and so does its sound
+            assert heard.start == shown.start and shown.end - shown.start == pytest.approx(8.0)
+        else:
+            assert (shown.start, shown.end) == (said.start, said.end) == (2.0, 12.0)
+            assert (heard.start, heard.end) == (6.0, 14.0)
+    # From any of the three, the neighbours that make the shortest whole of 8 s are all three.
+    assert seen == {None, "pour stir heat", "heat stir pour", "stir pour heat"}
+    either = [draw(row, AtCaption(seconds=8.0, apart=4.0, either=True), view, seed=seed) for seed in range(60)]
+    sides = {only(drawn, "audio").start for drawn in either if only(drawn, "text").text is not None}
+    assert sides == {0.0, 6.0}, "back to -2 s, of which the first two are no part of the recording"
 
 
 @settings(max_examples=150, deadline=None)

@@ -1,8 +1,8 @@
 """Word vectors from the files of others: word2vec's binary and text forms, GloVe's text."""
 
 import gzip
+from io import BufferedReader
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -31,8 +31,7 @@ def read_word_vectors(path: str | Path, limit: int) -> tuple[list[str], Float[Te
     if not path.is_file():
         raise UsageError(f"{path}: there is no such file of word vectors; say where it is: --set tokenizer.file=PATH.")
     words: dict[str, np.ndarray] = {}
-    opened: IO[bytes] = gzip.open(path) if path.suffix == ".gz" else path.open("rb")  # type: ignore[assignment]
-    with opened as file:
+    with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         try:
             first = file.readline().split()
             count, width = (int(first[0]), int(first[1])) if len(first) == 2 else (limit, len(first) - 1)
@@ -46,14 +45,14 @@ def read_word_vectors(path: str | Path, limit: int) -> tuple[list[str], Float[Te
                 if entry is None:
                     break
                 words.setdefault(*entry)
+            if not words:
+                raise ValueError("it holds none")
         except (ValueError, IndexError, EOFError, OSError) as error:
             raise TriptychError(f"{path} is no file of word vectors, or is damaged: {error}.") from error
-    if not words:
-        raise TriptychError(f"{path} holds no word vectors.")
     return list(words), torch.from_numpy(np.stack(list(words.values())))
 
 
-def _binary_entry(file: IO[bytes], width: int) -> tuple[str, np.ndarray]:
+def _binary_entry(file: BufferedReader | gzip.GzipFile, width: int) -> tuple[str, np.ndarray]:
     word = bytearray()
     while (byte := file.read(1)) != b" ":
         if not byte:
@@ -65,7 +64,7 @@ def _binary_entry(file: IO[bytes], width: int) -> tuple[str, np.ndarray]:
     return word.decode("utf-8", "replace").strip(), np.frombuffer(values, dtype="<f4")
 
 
-def _text_entry(file: IO[bytes], width: int) -> tuple[str, np.ndarray] | None:
+def _text_entry(file: BufferedReader | gzip.GzipFile, width: int) -> tuple[str, np.ndarray] | None:
     line = file.readline()
     if not line.strip():
         return None
