@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from tests.methods.test_lava import _view
 from tests.processes import in_two_processes
 from tests.tiny import tiny_lava
-from tests.training.test_gradients import realign
 from tests.training.test_loop import FakeLoader, _log
 from triptych import distributed
 from triptych.batch import Batch, Clip
@@ -25,7 +24,7 @@ from triptych.methods.lava import LAVA
 from triptych.model import model_tensors
 from triptych.recipe import Config, OptimizerSpec, Recipe, validate
 from triptych.training import loop, parallel
-from triptych.training.gradients import backward
+from triptych.training.gradients import Harmonization, backward
 from triptych.training.optimizers import build_optimizer, clip
 
 pytestmark = pytest.mark.slow
@@ -153,7 +152,7 @@ def _by_rule(rank: int, world: int) -> Found:
         terms = {"va": weight @ torch.tensor(va), "vt": weight @ torch.tensor(vt)}
         if va[1] == 0:
             terms["va"] = terms["va"] + 2 * other[0]  # a gradient on one rank only
-        backward(Losses(terms), realign, 0.5 if world == 1 else 1.0, Clock(), [weight, other])
+        backward(Losses(terms), Harmonization(mode="realign"), 0.5 if world == 1 else 1.0, Clock(), [weight, other])
     parallel.average_gradients([weight, other])
     assert weight.grad is not None and other.grad is not None
     torch.testing.assert_close(weight.grad, torch.tensor([2.25, 1.25]))

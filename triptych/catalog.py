@@ -42,6 +42,20 @@ CATALOG: dict[str, Entry] = {
         streams=("video", "audio", "text"),
         golden="lava",
     ),
+    "lavish": Entry(
+        target="triptych.methods.lavish:LAVISH",
+        title="LAVISH",
+        paper="Lin et al.: ViTs are Parameter-Efficient Audio-Visual Learners, CVPR 2023, arXiv 2212.07983",
+        streams=("video", "audio"),
+        golden="lavish",
+    ),
+    "vatt": Entry(
+        target="triptych.methods.vatt:VATT",
+        title="VATT",
+        paper="Akbari et al.: VATT: Transformers for Multimodal Self-Supervised Learning, NeurIPS 2021, arXiv 2104.11178",
+        streams=("video", "audio", "text"),
+        golden="vatt",
+    ),
     "supervised": Entry(
         target="triptych.methods.supervised:Supervised",
         title="Supervised",

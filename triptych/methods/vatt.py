@@ -60,6 +60,9 @@ from triptych.recipe import (
     Viewing,
 )
 
+PROBE = ("video", "kind")
+"""What shows that ``small()`` has learnt something: stream and label of a linear probe."""
+
 MEDIUM = TransformerSize(layers=12, width=1024, heads=16, hidden=4096)
 """Section 4."""
 LARGE = TransformerSize(layers=24, width=1024, heads=16, hidden=4096)
@@ -398,7 +401,7 @@ def small() -> Recipe:
     """Return the same at toy scale: minutes on two CPU cores, on windows of two seconds with one caption.
 
     Two layers on convolutional stems and a maximum over tokens, for raw patches learn next to nothing in minutes; for
-    the same reason sound is a spectrogram. The probe that is to show what was learnt: ``kind`` from video.
+    the same reason sound is a spectrogram.
     """
     size = {"layers": 2, "width": 128, "heads": 4, "head_width": 32, "hidden": 256}
     config = VATTConfig(
