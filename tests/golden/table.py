@@ -1,8 +1,8 @@
 """Which golden cases are known, and which module checks them."""
 
 KNOWN: dict[tuple[str, str], str | None] = {
-    ("av-hubert", "frontend"): None,
-    ("av-hubert", "model"): None,
+    ("av-hubert", "frontend"): "av_hubert",
+    ("av-hubert", "model"): "av_hubert",
     ("av-jepa", "model"): None,
     ("av-jepa-sigreg", "functions"): None,
     ("cav-mae", "model"): None,

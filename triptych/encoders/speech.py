@@ -10,12 +10,12 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from triptych.batch import Modality, Stream
+from triptych.batch import Clip, Modality, Stream, View
 from triptych.encoders.encoder import Encoder, Features
 from triptych.layers.batch_norm import BatchNorm
 from triptych.layers.masks import pick
@@ -263,7 +263,8 @@ class SpeechEncoder(Encoder):
         if length is None:
             length = torch.full((len(data),), data.shape[1], device=data.device)
         stream = "video" if data.ndim == 5 else "audio"
-        return self.place(self.fuse(self.join({stream: self.front(stream, data)})), length, keep)
+        front = self.front(stream, clear(data, length))
+        return self.place(self.fuse(self.join({stream: front})), length, keep)
 
     def forward(
         self,
@@ -274,3 +275,32 @@ class SpeechEncoder(Encoder):
     ) -> Features:
         """Encode one stream, which its shape tells; see ``Encoder.forward``."""
         return self.run(*self.enter(data, length, keep), layers)
+
+
+def clear(data: Shaped[Tensor, "batch steps *values"], length: Int[Tensor, " batch"]) -> Tensor:
+    """Return data with zeros in the place of padding, so that a convolution over time sees nothing there."""
+    valid = torch.arange(data.shape[1], device=data.device) < length[:, None]
+    return data.where(valid.view(*valid.shape, *[1] * (data.ndim - 2)), 0.0)
+
+
+def leading(view: View) -> tuple[Int[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """Return each row's steps and the second that they begin at: the picture's, or the sound's where there is none."""
+    clips = [view[stream] for stream in ("video", "audio") if stream in view]
+    first, last = clips[0], clips[-1]
+    seen = first.present
+    return first.length.where(seen, last.length), first.span[:, 0].where(seen, last.span[:, 0])
+
+
+def step_count(view: View) -> int:
+    """Return the steps of a batch: the picture's, or the sound's where these are more in a row without a picture."""
+    if "video" not in view or "audio" not in view:
+        return next(view[stream].data.shape[1] for stream in ("audio", "video") if stream in view)
+    seen = view["video"].data.shape[1]
+    return seen if bool(view["video"].present.all()) else max(seen, view["audio"].data.shape[1])
+
+
+def align(clip: Clip, steps: int) -> Tensor:
+    """Return a clip's data cut or filled up to so many steps, zeros wherever it is padding."""
+    data = clip.data[:, :steps]
+    missing = data.new_zeros(len(data), steps - data.shape[1], *data.shape[2:])
+    return clear(torch.cat([data, missing], dim=1), clip.length)

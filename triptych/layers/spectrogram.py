@@ -287,19 +287,20 @@ def append_derivatives(
     A derivative is the slope of a line through five steps; beyond a row's ends its first or last step goes on.
 
     Args:
-        x: Steps.
+        x: Steps, zeros beyond ``length``.
         length: Valid steps of each row.
         times: Derivatives of derivatives; 0 leaves the steps as they are.
     """
     place = torch.arange(x.shape[1], device=x.device)
     last = (length - 1).clamp(min=0)[:, None]
+    valid = (place <= last)[..., None]
     parts = [x]
     for _ in range(times):
         slope = torch.zeros_like(x)
         for offset in (-2, -1, 1, 2):
             source = torch.minimum((place + offset).clamp(min=0), last)
             slope += offset / 10 * parts[-1].gather(1, source[..., None].expand_as(x))
-        parts.append(slope)
+        parts.append(slope.where(valid, 0.0))
     return torch.cat(parts, dim=2)
 
 
