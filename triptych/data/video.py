@@ -115,15 +115,15 @@ def finish_video(
     video: UInt8[Tensor, "batch *candidates frames height width 3"],
     draws: dict[str, Shaped[Tensor, " batch"]],
     transform: VideoTransform,
-) -> Float[Tensor, "batch *candidates frames height width 3"]:
+) -> Float[Tensor, "batch *candidates frames height width channels"]:
     """Apply flip, colours, blur and the range of pixels, with draws of ``draw_colours`` (one set a row)."""
     if video.ndim == 6:  # candidates share the draws of their row: let them be frames
-        return finish_video(video.flatten(1, 2), draws, transform).reshape(video.shape)
+        return finish_video(video.flatten(1, 2), draws, transform).unflatten(1, video.shape[1:3])
     if transform.flip:
         video = flip(video, draws["flip"])
     colours = transform.brightness or transform.contrast or transform.saturation or transform.hue
     if not (colours or transform.grayscale or transform.blur):
-        return _scale_pixels(video.float(), transform, 255.0)
+        return _scale_pixels(_colours(video.float(), transform), transform, 255.0)
     x = video.float() / 255
     if colours and transform.jitter:
         x = jitter(x, draws["brightness"], draws["contrast"], draws["saturation"], draws["hue"])
@@ -131,18 +131,25 @@ def finish_video(
         x = torch.where(_a_row(draws["grayscale"]), grey(x).expand_as(x), x)
     if transform.blur:
         x = blur(x, draws["blur"])
-    return _scale_pixels(x, transform, 1.0)
+    return _scale_pixels(_colours(x, transform), transform, 1.0)
+
+
+def _colours(
+    video: Float[Tensor, "batch frames height width 3"], transform: VideoTransform
+) -> Float[Tensor, "batch frames height width channels"]:
+    return grey(video) if transform.channels == 1 else video
 
 
 def _scale_pixels(
-    video: Float[Tensor, "batch frames height width 3"], transform: VideoTransform, top: float
-) -> Float[Tensor, "batch frames height width 3"]:
+    video: Float[Tensor, "batch frames height width channels"], transform: VideoTransform, top: float
+) -> Float[Tensor, "batch frames height width channels"]:
     """Map pixels of range ``[0, top]`` to the range that the transform names."""
     if transform.pixels == "raw255":
         return video * (255.0 / top)
     if transform.pixels == "unit":
         return video / top
-    mean, std = video.new_tensor(transform.mean), video.new_tensor(transform.std)
+    channels = video.shape[-1]
+    mean, std = video.new_tensor(transform.mean[:channels]), video.new_tensor(transform.std[:channels])
     return video.mul_(1 / (top * std)).sub_(mean / std)
 
 
