@@ -28,6 +28,13 @@ class Entry:
 
 
 CATALOG: dict[str, Entry] = {
+    "av_hubert": Entry(
+        target="triptych.methods.av_hubert:AVHuBERT",
+        title="AV-HuBERT",
+        paper="Shi, Hsu, Lakhotia, Mohamed: Learning Audio-Visual Speech Representation, ICLR 2022, arXiv 2201.02184",
+        streams=("video", "audio"),
+        golden="av-hubert",
+    ),
     "everything_at_once": Entry(
         target="triptych.methods.everything_at_once:EverythingAtOnce",
         title="Everything at Once",
