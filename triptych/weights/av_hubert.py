@@ -17,6 +17,8 @@ LICENCE = (
 
 DROPPED = re.compile(r"^(?:decoder|ctc_proj|w2v_encoder\.proj)\.")
 """What a fine-tuned checkpoint holds besides the encoder."""
+RANDOM = re.compile(r"^(?:head\.|classes$)")
+"""What a fine-tuned checkpoint lacks of the pretrained model."""
 PREFIX = re.compile(r"^(?:w2v_encoder|encoder)\.w2v_model\.")
 """Where a fine-tuned checkpoint keeps the encoder."""
 
@@ -114,8 +116,7 @@ def configure(tensors: Mapping[str, Tensor]) -> AVHuBERTConfig:
         if parts[1:3] == ["frames", "stages"]:
             stages.setdefault(parts[3], set()).add(parts[4])
     channels = [len(ours[f"speech.frames.stages.{number}.0.norm1.weight"]) for number in range(len(stages))]
-    classes, class_width = ours["classes"].shape
-    if len(ours["head.bias"]) != class_width:
+    if "head.bias" in ours and len(ours["head.bias"]) != ours["classes"].shape[1]:
         raise TriptychError("The checkpoint has several sets of targets, and its shapes do not tell their sizes.")
     encoder = SpeechConfig(
         width=width,
@@ -130,5 +131,9 @@ def configure(tensors: Mapping[str, Tensor]) -> AVHuBERTConfig:
         position_groups=width // ours["speech.positions.direction"].shape[1],
     )
     hide = "input" if "instead.input" in ours else "features"
-    last = RoundConfig(**LAST.model_dump() | {"clusters": (classes - SPECIAL,), "hide": hide, "layer": None})
+    last = RoundConfig(**LAST.model_dump() | {"hide": hide, "layer": None})
+    if "classes" not in ours:
+        return AVHuBERTConfig(encoder=encoder, rounds=(last,))
+    classes, class_width = ours["classes"].shape
+    last = last.model_copy(update={"clusters": (classes - SPECIAL,)})
     return AVHuBERTConfig(encoder=encoder, class_width=class_width, rounds=(last,))

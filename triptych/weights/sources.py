@@ -77,6 +77,11 @@ class Source:
 
 
 SOURCES: dict[str, Source] = {
+    "av_hubert": Source(
+        "av_hubert",
+        "av_hubert",
+        "pretrained and fine-tuned models, from the project page of facebookresearch/av_hubert",
+    ),
     "everything_at_once": Source(
         "everything_at_once", "everything_at_once", "HowTo100M models, from the page of ninatu/everything_at_once"
     ),
