@@ -36,6 +36,7 @@ class Task(StrEnum):
     probe = "probe"
     knn = "knn"
     retrieval = "retrieval"
+    speech = "speech"
 
 
 class Crop(StrEnum):
@@ -180,6 +181,8 @@ def evaluate(
     folds: Annotated[str | None, Option(metavar="COLUMN", help="Cross-validate over this column.")] = None,
     windows: Annotated[int | None, Option(min=1, help="Windows a recording; the model's own where not given.")] = None,
     split: Split = None,
+    snr: Annotated[str | None, Option(help="Speech: also in noise, at these decibels, with commas.")] = None,
+    noise: Annotated[str | None, Option(help="Speech: that noise; the other utterances where not given.")] = None,
     baseline: Annotated[bool, Option(help="Also measure pixel and spectrogram statistics.")] = True,
     seed: Seed = 0,
     device: Device = None,
@@ -202,12 +205,21 @@ def evaluate(
             folds=folds,
             windows=windows,
             split=split,
+            decibels=[_decibels(text) for text in snr.split(",")] if snr else (),
+            noise=noise,
             baseline=baseline,
             seed=seed,
             device=device,
             workers=workers,
         ).render(as_json)
     )
+
+
+def _decibels(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise UsageError(f"--snr {text}: give whole decibels, such as -5,0,5.") from None
 
 
 @app.command()

@@ -20,10 +20,12 @@ from triptych.evaluation.evaluator import (
 )
 from triptych.evaluation.probe import KNN, LinearProbe
 from triptych.evaluation.retrieval import Retrieval
+from triptych.evaluation.speech import SpeechRecognition
 from triptych.evaluation.splits import folds as cross_validate
 from triptych.evaluation.splits import train_and_test
 from triptych.evaluation.table import Results
 from triptych.media.collection import Rows
+from triptych.methods.recognition import Recognition
 from triptych.model import Model, random_model
 
 
@@ -39,6 +41,8 @@ def evaluate(
     folds: str | None = None,
     windows: int | None = None,
     split: str | None = None,
+    decibels: Sequence[int] = (),
+    noise: str | None = None,
     baseline: bool = True,
     seed: int = 0,
     device: str | None = None,
@@ -49,15 +53,18 @@ def evaluate(
     Args:
         model: A model, or its name.
         source: Recordings; probes learn on ``train`` and are tested on ``test``, or else on ``val``.
-        tasks: ``probe``, ``knn``, ``retrieval``.
-        label: Column of the labels, for probe and knn; cells with several make it a multi-label task.
-        streams: Streams of probe and knn.
+        tasks: ``probe``, ``knn``, ``retrieval``, ``speech``.
+        label: Column of the labels, for probe and knn; cells with several make it a multi-label task. Column of the
+            transcripts, for speech; ``caption`` where None.
+        streams: Streams of probe and knn; what is given to speech recognition, in turn.
         query: Retrieval from this stream only.
         target: Retrieval to this stream only.
         group: Column whose equal values are one item.
         folds: Column to cross-validate over.
         windows: Windows a recording.
         split: Split to test on.
+        decibels: Ratios of speech to noise at which speech recognition is measured, too.
+        noise: Folder or manifest of that noise; other utterances where None.
         baseline: Whether to measure the baseline, too.
         seed: Of baseline choices and of the intervals.
         device: Where.
@@ -69,9 +76,9 @@ def evaluate(
     """
     rows = open_source(source)
     found = model if isinstance(model, Model) else open_model(model, rows, device)
-    asked = (found, rows, label, streams, query, target, group, seed)
+    asked = (found, rows, label, streams, query, target, group, seed, decibels, noise)
     evaluators = [_evaluator(Asked(task, *asked)) for task in tasks]
-    learns = any(task != "retrieval" for task in tasks)
+    learns = any(task not in ("retrieval", "speech") for task in tasks)
     if folds is not None:
         parts: list[tuple[Rows | None, Rows]] = [*cross_validate(rows, folds)]
     else:
@@ -91,8 +98,9 @@ def evaluate(
         notes += [f"{name}: {score.note}" for name, score in scores[found.name].items()]
     if baseline:
         retrieves = _can_retrieve(learned, tested, {query, target})
-        chosen = [one for one in evaluators if retrieves or not isinstance(one, Retrieval)]
-        if chosen != evaluators:
+        asking = [one for one in evaluators if not isinstance(one, SpeechRecognition)]  # it has no words
+        chosen = [one for one in asking if retrieves or not isinstance(one, Retrieval)]
+        if chosen != asking:
             notes.append("no linear baseline of retrieval: it learns words from the captions of the split 'train'")
         if chosen:
             line = PixelsAndSpectrogram(_together(rows, [*tested, *learned]), None, workers)
@@ -116,6 +124,8 @@ class Asked:
     target: str | None
     group: str | None
     seed: int
+    decibels: Sequence[int]
+    noise: str | None
 
     def check_streams(self) -> None:
         """Check that the model reads every stream that is asked for.
@@ -155,7 +165,22 @@ def _knn(asked: Asked) -> Evaluator:
     return KNN(asked.column(), asked.streams, group=asked.group, seed=asked.seed)
 
 
-TASKS: dict[str, Callable[[Asked], Evaluator]] = {"probe": _probe, "knn": _knn, "retrieval": _retrieval}
+def _speech(asked: Asked) -> Evaluator:
+    if not isinstance(asked.model.method, Recognition):
+        raise UsageError(f"{asked.model.method_name} says no words; fine-tune one that does: docs/speech.md tells how.")
+    read = asked.model.method.options.streams[0]
+    streams = asked.streams or list(dict.fromkeys([read, *read.split("+")]))
+    column = asked.label or "caption"
+    asked.rows.column(column)
+    return SpeechRecognition(streams, column, asked.decibels, asked.noise, asked.group, asked.seed)
+
+
+TASKS: dict[str, Callable[[Asked], Evaluator]] = {
+    "probe": _probe,
+    "knn": _knn,
+    "retrieval": _retrieval,
+    "speech": _speech,
+}
 """What can be measured, by name; each checks what it needs before anything is decoded, and raises ``UsageError``."""
 
 
