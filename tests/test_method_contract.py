@@ -17,9 +17,9 @@ from tests.processes import in_two_processes
 from tests.vectors import with_vectors
 from triptych import catalog, distributed
 from triptych.api import measures, runs, sources
-from triptych.batch import Batch, Clip
+from triptych.batch import Batch, Clip, View
 from triptych.data.loader import Loader
-from triptych.data.targets import OneLabel
+from triptych.data.targets import LabelsBySecond, OneLabel
 from triptych.data.text import Tokenizer
 from triptych.media.collection import Rows
 from triptych.method import Clock, Method
@@ -49,18 +49,27 @@ class Case:
     @classmethod
     def of(cls, name: str, rows: Rows) -> "Case":
         small = importlib.import_module(catalog.CATALOG[name].target.split(":")[0]).small()
-        recipe, tokenizer = sources.complete(small, rows, tuple(sorted(set(rows.column("kind")))))
+        label = getattr(small.config, "label", "kind")
+        target = (LabelsBySecond if rows.column(label)[0].startswith("[") else OneLabel).find(rows, label)
+        recipe, tokenizer = sources.complete(small, rows, target.classes)
         loader = Loader(
             rows,
             recipe.train,
             recipe.batch.model_copy(update={"rows": ROWS, "accumulate": 1}),
             seed=0,
             tokenizer=tokenizer,
-            targets={"kind": OneLabel.find(rows, "kind")},
+            targets={label: target},
             workers=0,
             device="cpu",
         )
         return cls(name, recipe, tokenizer, next(loader.epoch(0)))
+
+    @property
+    def view(self) -> View:
+        """The first view, of a grid its first window: what all but the objective see."""
+        view = self.batch.views[0]
+        first = {s: Clip(c.data[:, 0], c.length[:, 0], c.span[:, 0]) for s, c in view.items() if c.length.ndim == 2}
+        return view | first
 
     def build(self, seed: int = 0) -> Method:
         torch.manual_seed(seed)
@@ -162,7 +171,7 @@ def test_a_model_survives_its_folder(case: Case, tmp_path: Path) -> None:
     assert again.method.config == method.config
     for name, tensor in model_tensors(method).items():
         assert torch.equal(model_tensors(again.method)[name], tensor), name
-    view = case.batch.views[0]
+    view = case.view
     with torch.inference_mode():
         before, after = method.features(view), again.method.features(view)
     assert before.keys() == after.keys() and before
@@ -171,7 +180,7 @@ def test_a_model_survives_its_folder(case: Case, tmp_path: Path) -> None:
 
 
 def test_features_and_vectors_have_the_promised_form(case: Case) -> None:
-    method, view = case.build().eval(), case.batch.views[0]
+    method, view = case.build().eval(), case.view
     with torch.inference_mode():
         for found in method.features(view).values():
             assert found.pooled.shape[0] == ROWS and found.pooled.ndim == 2
@@ -186,13 +195,14 @@ def test_features_and_vectors_have_the_promised_form(case: Case) -> None:
 
 
 class Served(Loader):
-    """The rows of one decoded batch, four a step, in the order of the epoch."""
+    """The rows of one decoded batch, four a step, in the order of the epoch; a sweep decodes."""
 
     batch: ClassVar[Batch]  # type: ignore[assignment]
 
     def __init__(self, rows: Rows, *arguments: Any, **options: Any) -> None:
         self.rows, self.device = rows, torch.device("cpu")
         self.problems: list[tuple[str, str]] = []
+        self.inner = Loader(rows, *arguments, **options | {"workers": 0})
 
     def steps(self, order: Tensor | None = None) -> int:
         return ROWS // 4
@@ -205,7 +215,7 @@ class Served(Loader):
             yield _take(Served.batch, chosen[4 * number : 4 * number + 4])
 
     def sweep(self, rows: Any = None, batch_rows: int = 32) -> Iterator[Batch]:
-        yield Served.batch
+        yield from self.inner.sweep(rows, batch_rows)
 
     def close(self) -> None:
         pass
@@ -216,8 +226,9 @@ def test_a_run_goes_on_exactly_in_the_middle_of_an_epoch(
 ) -> None:
     monkeypatch.setattr(loop, "Loader", Served)
     monkeypatch.setattr(Served, "batch", case.batch, raising=False)
+    rounds = min(case.recipe.rounds, 2)
     changes = {"batch": {"rows": 4}, "steps": 3, "epochs": None, "checkpoint_steps": 1, "keep": 9, "log_steps": 1}
-    recipe = validate(Recipe, case.recipe.model_dump() | changes, case.name)
+    recipe = validate(Recipe, case.recipe.model_dump() | changes | {"rounds": rounds}, case.name)
 
     def train(out: Path) -> dict[str, Tensor]:
         # Another seed after a restart: the start must come from the checkpoint, every draw from the place in the run.
@@ -226,8 +237,9 @@ def test_a_run_goes_on_exactly_in_the_middle_of_an_epoch(
 
     wanted = train(tmp_path / "whole")
     kept = loop.checkpoint.find(tmp_path / "whole")
-    assert [folder.name[-1] for folder in kept] == ["0", "1", "2", "3"]
-    for step in (0, 1, 2):  # the beginning, in the middle, and at the end of the first epoch
+    assert [int(folder.name[-1]) for folder in kept] == list(range(3 * rounds + 1))
+    # The beginning, in the middle, and at the end of the first epoch; then in the middle of the second round.
+    for step in (0, 1, 2) if rounds == 1 else (0, 1, 2, 4):
         (tmp_path / str(step) / "checkpoints").mkdir(parents=True)
         (tmp_path / str(step) / "checkpoints" / kept[step].name).symlink_to(kept[step])
         found = train(tmp_path / str(step))
@@ -304,7 +316,8 @@ def test_streams_that_are_not_required_may_be_absent(case: Case) -> None:
         clip = case.batch.views[0][stream]
         less = []
         for absent in (torch.arange(ROWS) < 3, torch.ones(ROWS, dtype=torch.bool)):
-            emptied = type(clip)(clip.data, clip.length.masked_fill(absent, 0), clip.span, clip.times)
+            there = ~absent.view(-1, *[1] * (clip.length.ndim - 1))
+            emptied = type(clip)(clip.data, clip.length * there, clip.span, clip.times)
             less.append({**case.batch.views[0], stream: emptied})
         without = {name: clip for name, clip in case.batch.views[0].items() if name != stream}
         for view in [*less, *([without] if without else [])]:
@@ -317,7 +330,7 @@ def test_streams_that_are_not_required_may_be_absent(case: Case) -> None:
 
 
 def test_each_stream_is_answered_for_by_itself(case: Case) -> None:
-    method, view = case.build().eval(), case.batch.views[0]
+    method, view = case.build().eval(), case.view
     with torch.inference_mode():
         whole, spaces = method.features(view), method.embed(view)
         for stream in view:
