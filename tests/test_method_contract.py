@@ -209,7 +209,7 @@ class Served(Loader):
 
     def epoch(self, epoch: int, order: Tensor | None = None, skip: int = 0) -> Iterator[Batch]:
         places = {int(row): place for place, row in enumerate(Served.batch.rows)}
-        shuffled = torch.randperm(ROWS, generator=torch.Generator().manual_seed(epoch))
+        shuffled = Served.batch.rows[torch.randperm(ROWS, generator=torch.Generator().manual_seed(epoch))]
         chosen = [places[int(row)] for row in (shuffled if order is None else order)]
         for number in range(skip, len(chosen) // 4):
             yield _take(Served.batch, chosen[4 * number : 4 * number + 4])

@@ -284,6 +284,7 @@ def sweep_parts(
     """
     parts = [list(part) for part in parts]
     paths = [row["path"] for row in rows]
+    viewing = viewing.model_copy(update={"views": viewing.views[:1]})  # others are what targets are computed from
     device = next(models[0].method.parameters()).device
     cut = segment(rows, [number for part in parts for number in part], viewing.windows, progress)
     ends = np.searchsorted(np.cumsum(cut.begins == -np.inf), np.cumsum([len(part) for part in parts]), side="right")

@@ -396,6 +396,46 @@ class BatchSpec(Config):
         return self
 
 
+class Mixing(Config):
+    """Rows of a training batch mixed with one another, targets and all: mixup, and cutmix of pictures.
+
+    A row is mixed with another of its micro-batch: the batch turned round (one draw a batch, as timm has it), or one
+    drawn for each row (AudioMAE). Sounds are mixed as waveforms, pictures after their transforms.
+    """
+
+    mixup: float = Field(0.0, ge=0)
+    """Both parameters of the beta distribution that a row's own share is drawn from (5: VATT on AudioSet); 0: none."""
+    cutmix: float = Field(0.0, ge=0)
+    """The same for the share of each frame that stays when a box of it is cut from the other row; 0: none."""
+    switch: float = Field(0.5, ge=0, le=1)
+    """Probability of cutmix, where both are asked for."""
+    probability: float = Field(1.0, ge=0, le=1)
+    """Of mixing at all."""
+    each: Literal["batch", "row"] = "batch"
+    """What is drawn for: the batch, or each row by itself."""
+
+    @model_validator(mode="after")
+    def _mixes(self) -> "Mixing":
+        if not self.mixup and not self.cutmix:
+            raise ValueError("`mixup` or `cutmix` must be above 0")
+        return self
+
+
+class Selection(Config):
+    """Judging a run on held-out rows while it goes on, and what follows from it."""
+
+    score: str
+    """Name of the score that decides."""
+    lower: bool = False
+    """Whether less of it is better."""
+    epochs: int = Field(1, ge=1)
+    """Epochs from one measurement to the next; the end of the run is measured, too."""
+    patience: int | None = Field(None, ge=1)
+    """The run ends after so many measurements in a row without a better one; never where None."""
+    keep: Literal["best", "last"] = "best"
+    """Which weights the run's model has."""
+
+
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -498,7 +538,7 @@ class Recipe(Config):
     train: Viewing
     """How recordings are seen in pretraining."""
     test: Viewing
-    """How they are seen by sweeps, evaluation and embedding."""
+    """How they are seen by sweeps, evaluation and embedding; further views than the first are for sweeps alone."""
     batch: BatchSpec
     """Batches."""
     rounds: int = Field(1, ge=1)
@@ -509,6 +549,10 @@ class Recipe(Config):
     """Length of a round in optimizer steps."""
     epoch_rows: int | None = Field(None, ge=1)
     """Rows that count as one epoch; all training rows where None."""
+    mixing: Mixing | None = None
+    """Mixing of rows in training."""
+    selection: Selection | None = None
+    """Measurements on held-out rows that end the run, or choose its weights; the run must be given the rows."""
     tokenizer: TokenizerSpec | None = None
     """Needed where a view has text."""
     optimizer: OptimizerSpec = OptimizerSpec()

@@ -74,9 +74,9 @@ def pretrain(
     targets = {label: OneLabel(classes)} if label else None
     estimate = estimate_run(module, made, rows, tokenizer, targets, place)
     if minutes is not None:
-        steps = distributed.agree(max(int(60 * minutes / estimate.step_seconds), 1))
+        steps = distributed.agree(max(int(60 * minutes / estimate.step_seconds / made.rounds), 1))
         made = made.model_copy(update={"steps": steps, "epochs": None})
-        estimate = estimate.for_steps(steps)
+        estimate = estimate.for_steps(steps * made.rounds)
     which = (
         recipe if isinstance(recipe, str) else "given" if recipe else ("base" if torch.cuda.is_available() else "small")
     )

@@ -12,6 +12,7 @@ frames, never from its padding; batch norms take their moments over all processe
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -358,15 +359,16 @@ class AVHuBERT(Method):
             return Plan()
         self.eval()
         options, now = self.options, self.options.of_round(clock.round)
-        sample = torch.randperm(len(sweep))[: max(round(options.sample * len(sweep)), 1)].sort().values
-        points = [x for _, _, x in self._points(sweep, sample, now.layer)]
-        width = max(distributed.every(points[0].shape[1] if points else 0))
+        order = torch.randperm(len(sweep))
+        sample, rest = order.tensor_split([max(round(options.sample * len(sweep)), 1)])
+        sampled = list(self._points(sweep, sample.sort().values, now.layer))
+        width = max(distributed.every(sampled[0][2].shape[1] if sampled else 0))
         if not width:
             raise TriptychError("None of the recordings that the clusters are fitted on has anything to cluster.")
-        share = torch.cat(points) if points else torch.zeros(0, width, device=self.classes.device)
-        centres = [kmeans_in_batches(share, count, options.cluster_batch, options.restarts) for count in now.clusters]
+        points = torch.cat([torch.zeros(0, width, device=self.classes.device), *(x for _, _, x in sampled)])
+        centres = [kmeans_in_batches(points, count, options.cluster_batch, options.restarts) for count in now.clusters]
         mine = {}
-        for row, second, x in self._points(sweep, None, now.layer):
+        for row, second, x in chain(sampled, self._points(sweep, rest.sort().values, now.layer)):
             labels = torch.stack([SPECIAL + assign(x, one) for one in centres], dim=1)
             mine[row] = (second, labels.int().cpu())
         found = {row: labels for part in distributed.every(mine) for row, labels in part.items()}
@@ -381,7 +383,7 @@ class AVHuBERT(Method):
         return Plan(fresh=tuple(name for name, _ in self.named_parameters()))
 
     def _points(
-        self, sweep: Sweep, rows: Int[Tensor, " rows"] | None, layer: int | None
+        self, sweep: Sweep, rows: Int[Tensor, " rows"], layer: int | None
     ) -> Iterator[tuple[int, float, Float[Tensor, "steps dim"]]]:
         """Yield this rank's rows, the second that the first step of each begins at, and what is clustered of it."""
         for batch in sweep.batches(rows):
