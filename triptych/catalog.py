@@ -63,6 +63,12 @@ CATALOG: dict[str, Entry] = {
         streams=("video", "audio", "text"),
         golden="vatt",
     ),
+    "recognition": Entry(
+        target="triptych.methods.recognition:Recognition",
+        title="Recognition",
+        paper="no paper of its own: the fine-tuning of AV-HuBERT (arXiv 2201.02184) and of RAVEn (arXiv 2212.06246)",
+        streams=("video", "audio", "text"),
+    ),
     "supervised": Entry(
         target="triptych.methods.supervised:Supervised",
         title="Supervised",
