@@ -305,7 +305,9 @@ def import_(
     out: Annotated[Path, Option(help="Folder of the model; it must not hold anything.")],
     method: Annotated[str | None, Option("--for", metavar="METHOD", help="As the start of another method.")] = None,
     part: Annotated[str | None, Option(metavar="KEY", help="The part of the file that holds the weights.")] = None,
-    tokenizer: Annotated[Path | None, Option(help="The tokenizer.json that the model reads text with.")] = None,
+    tokenizer: Annotated[
+        Path | None, Option(help="The tokenizer.json, or file of word vectors, that it reads text with.")
+    ] = None,
 ) -> None:
     """Make a model of published weights; their licence is printed."""
     from triptych.api import weights

@@ -10,7 +10,7 @@ from triptych.api.sources import named_recipe
 from triptych.data.text import Tokenizer
 from triptych.errors import TriptychError, UsageError
 from triptych.files import is_taken
-from triptych.method import Method
+from triptych.method import Facts, Method
 from triptych.model import model_tensors, write_model
 from triptych.recipe import BatchSpec, Recipe
 from triptych.weights.reading import read_checkpoint
@@ -36,7 +36,8 @@ def import_weights(
         out: The model's folder, which must not exist.
         method: Another method that is to begin with these weights; the rest of it stays random.
         part: Key of the part of the file that holds the weights, dots between keys; found by itself where None.
-        tokenizer: The ``tokenizer.json`` that the model reads text with; without it the model reads no text.
+        tokenizer: The ``tokenizer.json`` that the model reads text with, or the file of word vectors, where it reads
+            such; without it the model reads no text.
 
     Raises:
         UsageError: If there is no such kind, file, part or method, or ``out`` holds something.
@@ -57,14 +58,14 @@ def import_weights(
         raise
     except TriptychError as error:
         raise TriptychError(f"{checkpoint}: {error}") from error
-    words = None if tokenizer is None else Tokenizer.load(Path(tokenizer))
-    if words is None and recipe.tokenizer is not None:
-        recipe = _without_text(recipe)
-        print("without a tokenizer (--tokenizer FILE) the model reads no text")
+    recipe, words = _with_words(recipe, tokenizer)
     torch.manual_seed(recipe.seed)
     built: Method = catalog.resolve(recipe.method)(recipe.config)
     left = _fill(built, renamed, source, str(checkpoint), partly=method is not None)
-    if left:
+    if words is not None and words.vectors is not None:
+        built.take_words(words.vectors)
+        print(f"not in the checkpoint, so from {tokenizer}: the vectors of {words.vocabulary} words")
+    elif left:
         more = f" and {len(left) - 8} more" if len(left) > 8 else ""
         print(f"not in the checkpoint, so random: {', '.join(left[:8])}{more}")
     made = {"imported": name, "checkpoint": Path(checkpoint).name, "licence": source.licence}
@@ -79,10 +80,29 @@ def _recipe(source: Source, tensors: dict[str, Tensor], method: str | None) -> R
     if method is not None:
         return named_recipe(method, "paper")
     config = source.configure(tensors)
+    own = source.recipe(config)
+    if own is not None:
+        return own
     test = source.look(config)
     if test is None:
         return named_recipe(source.method, "paper").model_copy(update={"config": config})
     return Recipe(method=source.method, config=config, train=test, test=test, batch=BatchSpec(rows=1), steps=1)
+
+
+def _with_words(recipe: Recipe, file: str | Path | None) -> tuple[Recipe, Tokenizer | None]:
+    """Return the recipe with what its tokenizer says, and the tokenizer; without one, the recipe without text."""
+    if file is None:
+        if recipe.tokenizer is None:
+            return recipe, None
+        print("without a tokenizer (--tokenizer FILE) the model reads no text")
+        return _without_text(recipe), None
+    if recipe.tokenizer is None or recipe.tokenizer.file is None:
+        return recipe, Tokenizer.load(file)
+    words = Tokenizer.train([], recipe.tokenizer.model_copy(update={"file": str(file)}))
+    assert words.vectors is not None
+    facts = Facts(vocabulary=words.vocabulary, widths={"text": words.vectors.shape[1]})
+    completed: Recipe = catalog.resolve(recipe.method).complete(recipe, facts)
+    return completed, words
 
 
 def _without_text(recipe: Recipe) -> Recipe:

@@ -336,7 +336,10 @@ def _sized(
 
 
 def _view(
-    config: EverythingAtOnceConfig, audio: StreamSpec, text: TextTransform, vectors: SequenceTransform
+    config: EverythingAtOnceConfig,
+    audio: StreamSpec,
+    text: TextTransform | SequenceTransform,
+    vectors: SequenceTransform,
 ) -> dict[str, StreamSpec]:
     """Return a look at all streams, none of which a row must have; features are brought to the steps of the last."""
     like = {name: config.video[-1] for name in config.video[:-1]}
@@ -351,13 +354,20 @@ def paper() -> Recipe:
     A window of 8 s gives way to the captions that are said at its edge; the sound is moved 4 s ahead of them. Of a
     video's ten clips in a batch all are negatives of each other. Word vectors: a word2vec file (GoogleNews) is needed.
     """
-    config = EverythingAtOnceConfig()
-    words = TextTransform(steps=20, marks=False, unknown=False)
+    words = TokenizerSpec(
+        kind="word2vec", file="GoogleNews-vectors-negative300.bin", vocabulary=3_000_004, lowercase=False
+    )
+    return published(EverythingAtOnceConfig(), words)
+
+
+def published(config: EverythingAtOnceConfig, words: TokenizerSpec | None) -> Recipe:
+    """Return ``paper()`` for other features; without ``words``, text is a stream of precomputed vectors (CLIP's)."""
+    text = SequenceTransform(steps=20) if words is None else TextTransform(steps=20, marks=False, unknown=False)
 
     def look(vectors: int, steps: int, seconds: float | None) -> dict[str, StreamSpec]:
         sound = AudioTransform(front_end="davenet", mels=config.mels, floor=1e-8, steps=steps)
         audio = StreamSpec(transform=sound, seconds=seconds, rate=16_000, short="zero", required=False)
-        return _view(config, audio, words, SequenceTransform(steps=vectors, normalize=True))
+        return _view(config, audio, text, SequenceTransform(steps=vectors, normalize=True))
 
     return Recipe(
         method="everything_at_once",
@@ -366,7 +376,7 @@ def paper() -> Recipe:
         test=Viewing(windows=Grid(count=1), views=(look(48, 3072, None),)),
         batch=BatchSpec(rows=2240, together=10),
         epochs=15,
-        tokenizer=TokenizerSpec(kind="word2vec", file="GoogleNews-vectors-negative300.bin", lowercase=False),
+        tokenizer=words,
         optimizer=OptimizerSpec(name="adam", lr=5e-5),
         schedules={"main": ScheduleSpec(shape="steps", milestones=tuple(k / 15 for k in range(1, 15)), gamma=0.9)},
     )

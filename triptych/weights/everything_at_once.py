@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from triptych.errors import TriptychError
-from triptych.methods.everything_at_once import EverythingAtOnceConfig
+from triptych.methods.everything_at_once import EverythingAtOnceConfig, paper, published
+from triptych.recipe import Recipe
 
 LICENCE = (
     "No licence is stated for these weights (ninatu/everything_at_once); parts of the code are BSD-3 and Apache-2.0."
@@ -14,6 +15,9 @@ LICENCE = (
 
 DROPPED = re.compile(r"^(?:fusion\.norm|davenet\.batchnorm1)\.")
 """Layers of the authors' module that are never applied."""
+
+RANDOM = re.compile(r"^words\.weight$")
+"""The table of words, which the checkpoints lack: a word2vec file fills it (`--tokenizer FILE`)."""
 
 HEAD_WIDTH = 64
 """Of the published models; no shape tells it."""
@@ -82,6 +86,11 @@ def configure(tensors: Mapping[str, Tensor]) -> EverythingAtOnceConfig:
         heads=width // HEAD_WIDTH,
         **config,
     )
+
+
+def recipe(config: EverythingAtOnceConfig) -> Recipe:
+    """Return the published recipe with the streams of these weights; CLIP's words are vectors of its own."""
+    return published(config, None if config.video == ("clip",) else paper().tokenizer)
 
 
 def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ and, where there is need,
 
 - ``RANDOM``: a pattern of our names that the checkpoint lacks and that stay random (published encoders without heads);
 - ``look(config)``: how the model looks at a recording, where the ``paper`` recipe of the method does not say it;
+- ``recipe(config)``: the whole recipe, where its streams or tokenizer depend on the checkpoint;
 - ``STARTS``: by name of another method, ``rename`` into the names of that method, for ``--for``.
 """
 
@@ -23,7 +24,7 @@ from typing import Any
 from torch import Tensor
 
 from triptych.errors import UsageError
-from triptych.recipe import Config, Viewing
+from triptych.recipe import Config, Recipe, Viewing
 
 Rename = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 """From the tensors of a checkpoint to ours."""
@@ -69,6 +70,11 @@ class Source:
         """Return the tensors of a checkpoint by our names."""
         found: dict[str, Tensor] = self._load("rename", None)(tensors)
         return found
+
+    def recipe(self, config: Config) -> Recipe | None:
+        """Return the recipe of a checkpoint; None where it is the method's ``paper``."""
+        tell: Callable[[Config], Recipe] | None = self._load("recipe", None)
+        return None if tell is None else tell(config)
 
     def look(self, config: Config) -> Viewing | None:
         """Return how the model looks at a recording; None where the method's ``paper`` recipe says it."""
