@@ -37,6 +37,7 @@ class Task(StrEnum):
     knn = "knn"
     retrieval = "retrieval"
     speech = "speech"
+    events = "events"
 
 
 class Crop(StrEnum):

@@ -18,6 +18,7 @@ from triptych.evaluation.evaluator import (
     places_among,
     with_windows,
 )
+from triptych.evaluation.events import EventLocalization
 from triptych.evaluation.probe import KNN, LinearProbe
 from triptych.evaluation.retrieval import Retrieval
 from triptych.evaluation.speech import SpeechRecognition
@@ -25,6 +26,7 @@ from triptych.evaluation.splits import folds as cross_validate
 from triptych.evaluation.splits import train_and_test
 from triptych.evaluation.table import Results
 from triptych.media.collection import Rows
+from triptych.methods.lavish import LAVISH
 from triptych.methods.recognition import Recognition
 from triptych.model import Model, random_model
 
@@ -53,9 +55,10 @@ def evaluate(
     Args:
         model: A model, or its name.
         source: Recordings; probes learn on ``train`` and are tested on ``test``, or else on ``val``.
-        tasks: ``probe``, ``knn``, ``retrieval``, ``speech``.
+        tasks: ``probe``, ``knn``, ``retrieval``, ``speech``, ``events``.
         label: Column of the labels, for probe and knn; cells with several make it a multi-label task. Column of the
-            transcripts, for speech; ``caption`` where None.
+            transcripts, for speech; ``caption`` where None. Column of the labels by second, for events; the one that
+            the model was trained on where None.
         streams: Streams of probe and knn; what is given to speech recognition, in turn.
         query: Retrieval from this stream only.
         target: Retrieval to this stream only.
@@ -78,7 +81,7 @@ def evaluate(
     found = model if isinstance(model, Model) else open_model(model, rows, device)
     asked = (found, rows, label, streams, query, target, group, seed, decibels, noise)
     evaluators = [_evaluator(Asked(task, *asked)) for task in tasks]
-    learns = any(task not in ("retrieval", "speech") for task in tasks)
+    learns = any(task not in ("retrieval", "speech", "events") for task in tasks)
     if folds is not None:
         parts: list[tuple[Rows | None, Rows]] = [*cross_validate(rows, folds)]
     else:
@@ -98,7 +101,8 @@ def evaluate(
         notes += [f"{name}: {score.note}" for name, score in scores[found.name].items()]
     if baseline:
         retrieves = _can_retrieve(learned, tested, {query, target})
-        asking = [one for one in evaluators if not isinstance(one, SpeechRecognition)]  # it has no words
+        trained = (SpeechRecognition, EventLocalization)  # what only a fine-tuned model can do
+        asking = [one for one in evaluators if not isinstance(one, trained)]
         chosen = [one for one in asking if retrieves or not isinstance(one, Retrieval)]
         if chosen != asking:
             notes.append("no linear baseline of retrieval: it learns words from the captions of the split 'train'")
@@ -175,11 +179,20 @@ def _speech(asked: Asked) -> Evaluator:
     return SpeechRecognition(streams, column, asked.decibels, asked.noise, asked.group, asked.seed)
 
 
+def _events(asked: Asked) -> Evaluator:
+    if not isinstance(asked.model.method, LAVISH):
+        raise UsageError(f"{asked.model.method_name} tells no events; fine-tune one that does: docs/methods/lavish.md.")
+    options = asked.model.method.options
+    asked.rows.column(asked.label or options.label)
+    return EventLocalization(options.classes, asked.label or options.label, asked.group, asked.seed)
+
+
 TASKS: dict[str, Callable[[Asked], Evaluator]] = {
     "probe": _probe,
     "knn": _knn,
     "retrieval": _retrieval,
     "speech": _speech,
+    "events": _events,
 }
 """What can be measured, by name; each checks what it needs before anything is decoded, and raises ``UsageError``."""
 
