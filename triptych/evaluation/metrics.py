@@ -219,6 +219,92 @@ def multi_label(labels: Bool[np.ndarray, "rows classes"], scores: Float[np.ndarr
     return MultiLabelScorer(labels, scores)()
 
 
+def edit_costs(reference: Sequence[object], hypothesis: Sequence[object]) -> Int[np.ndarray, "rows columns"]:
+    """Return the edits (Levenshtein) from each beginning of the reference to each beginning of the hypothesis."""
+    places = np.arange(len(hypothesis) + 1)
+    said = np.array(list(hypothesis), dtype=object)
+    costs = np.empty((len(reference) + 1, len(hypothesis) + 1), dtype=np.int64)
+    costs[0] = places
+    for number, symbol in enumerate(reference):
+        before = costs[number]
+        row = before + 1
+        row[1:] = np.minimum(row[1:], before[:-1] + (said != symbol))
+        costs[number + 1] = np.minimum.accumulate(row - places) + places  # insertions, one after the other
+    return costs
+
+
+def anticipation_errors(
+    guesses: Int[np.ndarray, "rows steps candidates"], labels: Int[np.ndarray, "rows steps"]
+) -> Float[np.ndarray, " steps"]:
+    """Return ED@1, ED@2, ... (Ego4D): edits of the best candidate's first z actions over z, a mean over rows.
+
+    The last is the benchmark's number; their mean by the trapezoid rule its area (retrieval-and-tasks-common, section
+    10). Distances are Levenshtein's, as in the released code; its comment and the paper say Damerau's.
+    """
+    lengths = np.arange(1, labels.shape[1] + 1)
+    curves = [
+        np.min([edit_costs(truth.tolist(), one.tolist()).diagonal()[1:] / lengths for one in candidates.T], axis=0)
+        for candidates, truth in zip(guesses, labels, strict=True)
+    ]
+    curve: Float[np.ndarray, " steps"] = np.mean(curves, axis=0)
+    return curve
+
+
+def highlight_precision(labels: Bool[np.ndarray, " clips"], scores: Float[np.ndarray, " clips"]) -> float:
+    """Return the average precision of highlight detection, in [0, 1]; 0 where there is no highlight.
+
+    Precision is interpolated linearly between hits, and begins at 1 (UMT; section 7): scikit-learn's is another number.
+    """
+    hits = np.cumsum(labels[np.argsort(-scores, kind="stable")])
+    if not hits.size or not hits[-1]:
+        return 0.0
+    precision = np.concatenate([[1.0], hits / np.arange(1, len(hits) + 1)])
+    recall = np.concatenate([[0.0], hits / hits[-1]])
+    return float(np.sum(np.diff(recall) * (precision[:-1] + precision[1:]) / 2))
+
+
+def summary_precision(
+    votes: Shaped[np.ndarray, "clips people"], scores: Float[np.ndarray, " clips"], top: int = 5
+) -> float:
+    """Return TVSum's top-5 precision of a video: of the best clips alone, a mean over people, in [0, 1].
+
+    A clip is a person's highlight if it got more than the person's lower median vote (section 7).
+    """
+    best = np.argsort(-scores, kind="stable")[:top]
+    medians = np.sort(votes, axis=0)[(len(votes) - 1) // 2]
+    return float(np.mean([highlight_precision(column[best], scores[best]) for column in (votes > medians).T]))
+
+
+def mask_overlap(logits: Float[np.ndarray, "frames *pixels"], masks: Bool[np.ndarray, "frames *pixels"]) -> float:
+    """Return the mean over frames of intersection over union (AVSBench; section 9).
+
+    Of a frame without an object, it is the share of pixels that are rightly left out.
+    """
+    inner = tuple(range(1, masks.ndim))
+    said = 1 / (1 + np.exp(-logits.astype(np.float64))) > 0.5
+    empty = ~masks.any(axis=inner)
+    common, either = (said & masks).sum(axis=inner), (said | masks).sum(axis=inner)
+    left_out = (~said & ~masks).sum(axis=inner) / (masks[0].size + 1e-7)
+    return float(np.where(empty, left_out, common / (either + 1e-7)).mean())
+
+
+def mask_f_score(
+    logits: Float[np.ndarray, "frames *pixels"], masks: Bool[np.ndarray, "frames *pixels"], beta2: float = 0.3
+) -> float:
+    """Return the largest over 255 thresholds of the mean F score over frames that have an object (AVSBench)."""
+    frames = masks.reshape(len(masks), -1)
+    kept = frames.any(axis=1)
+    chances = (1 / (1 + np.exp(-logits.astype(np.float64)))).reshape(len(masks), -1)[kept]
+    scores = []
+    for threshold in np.linspace(0, 1 - 1e-10, 255):
+        said = chances >= threshold
+        right = (said & frames[kept]).sum(axis=1)
+        precision, recall = right / (said.sum(axis=1) + 1e-20), right / (frames[kept].sum(axis=1) + 1e-20)
+        below = beta2 * precision + recall
+        scores.append(np.mean((1 + beta2) * precision * recall / np.where(below > 0, below, 1.0)))
+    return float(max(scores))
+
+
 def bootstrap(
     statistic: Callable[[Int[np.ndarray, " draws"]], float],
     groups: Sequence[object] | Shaped[np.ndarray, " rows"],

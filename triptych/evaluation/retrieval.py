@@ -25,10 +25,14 @@ BLOCK = 1024
 class Retrieval:
     """Recall at 1, 5 and 10 and the median rank, between every ordered pair of streams of every space.
 
+    A fused stream (``video+audio``) is one like any other; pairs that share a signal are left out unless they are asked
+    for.
+
     An *item* is a part of a file, or all rows with one value in the column ``group``. Its picture and its sound are
     each one query and one answer, by the mean of their windows; each of its captions is one of its own
     (retrieval-and-tasks-common, section 1). Captions and items answer each other if they belong together; without
-    ``group`` also if their captions are equal. An item that lacks one of the two streams takes no part.
+    ``group`` also if their captions are equal. An item that lacks one of the two streams takes no part, or its queries
+    count as failures (``missing``).
     """
 
     query: str | None = None
@@ -36,7 +40,13 @@ class Retrieval:
     group: str | None = None
     spaces: Mapping[str, Metric] = field(default_factory=dict)
     """How vectors of a space are compared; cosine where it is not named."""
-    ties: Literal["average", "optimistic", "pessimistic"] = "average"
+    ties: metrics.Ties = "average"
+    """What items with exactly equal similarity count."""
+    missing: Literal["out", "failed"] = "out"
+    """Queries whose answer has no vector: they take no part, or no recall finds them (median and mean rank are of the
+    others all the same: AVLnet, Everything at Once)."""
+    more: bool = False
+    """Whether R@50, the mean rank and the geometric mean of R@1, R@5 and R@10 are told, too (MMT)."""
     seed: int = 0
     name: str = "retrieval"
 
@@ -49,6 +59,9 @@ class Retrieval:
             prefix = f"{space}: " if len(tables) > 1 else ""
             streams = sorted(set(table.streams.tolist()))
             for asked, answered in permutations(streams, 2):
+                shared = set(asked.split("+")) & set(answered.split("+"))
+                if shared and (self.query is None or self.target is None):
+                    continue
                 if self.query in (None, asked) and self.target in (None, answered):
                     found = self._measure(table, asked, answered, items)
                     scores |= {f"{prefix}{asked} to {answered} {name}": score for name, score in found.items()}
@@ -64,19 +77,52 @@ class Retrieval:
 
     def _measure(self, table: EmbeddingTable, asked: str, answered: str, items: "Items") -> dict[str, Score]:
         compared = compare(table, asked, answered, items, self.spaces.get(table.space, "cosine"))
-        ranks = np.concatenate([metrics.retrieval_ranks(*block, self.ties) for block in compared.blocks()])
+        ranks, count = _entries(compared, self.ties)
+        first = np.cumsum(count) - count
         right, size = compared.right, len(compared.gallery)
+        share = len(compared.queries) / compared.asked if self.missing == "failed" else 1.0
 
-        def score(statistic: Callable[[np.ndarray], float], chance: float) -> Score:
-            low, high = metrics.bootstrap(lambda drawn: statistic(ranks[drawn]), compared.samples, seed=self.seed)
-            return Score(statistic(ranks), low, high, len(ranks), chance)
+        def score(statistic: Callable[[np.ndarray], float], chance: float, n: int) -> Score:
+            def of_queries(drawn: np.ndarray) -> float:
+                last = np.cumsum(count[drawn])
+                return statistic(
+                    ranks[np.arange(last[-1]) + np.repeat(first[drawn] - last + count[drawn], count[drawn])]
+                )
 
-        scores = {}
-        for k in (1, 5, 10):
-            recall = partial(metrics.recall_at, k=k)
-            scores[f"R@{k}"] = score(recall, metrics.chance_recall(right, size, k))
-        scores["MedR"] = score(metrics.median_rank, metrics.chance_median(right, size))
+            low, high = metrics.bootstrap(of_queries, compared.samples, seed=self.seed)
+            return Score(statistic(ranks), low, high, n, chance)
+
+        def recall(entries: np.ndarray, k: int) -> float:
+            return share * metrics.recall_at(entries, k)
+
+        def geometric(entries: np.ndarray) -> float:
+            return metrics.geometric_mean([recall(entries, k) for k in (1, 5, 10)])
+
+        at = (1, 5, 10, 50) if self.more else (1, 5, 10)
+        by_chance = {k: share * metrics.chance_recall(right, size, k) for k in at}
+        n = compared.asked if self.missing == "failed" else len(compared.queries)
+        scores = {f"R@{k}": score(partial(recall, k=k), by_chance[k], n) for k in at}
+        scores["MedR"] = score(metrics.median_rank, metrics.chance_median(right, size), len(compared.queries))
+        if self.more:
+            mean = float(np.mean((size + 1) / (right + 1)))  # of the first of some right ones in a random order
+            scores["MeanR"] = score(metrics.mean_rank, mean, len(compared.queries))
+            scores["GeoMean"] = score(geometric, metrics.geometric_mean([by_chance[k] for k in (1, 5, 10)]), n)
         return scores
+
+
+def _entries(
+    compared: "Comparison", ties: metrics.Ties
+) -> tuple[Float[np.ndarray, " entries"], Int[np.ndarray, " queries"]]:
+    """Return the ranks of all queries one after another, and how many each query has (several for tied positions)."""
+    ranks, counts = [], []
+    for similarity, correct in compared.blocks():
+        ranks.append(metrics.retrieval_ranks(similarity, correct, ties))
+        if ties == "howto100m":
+            ends = (metrics.retrieval_ranks(similarity, correct, end) for end in ("optimistic", "pessimistic"))
+            counts.append(np.subtract(*reversed(list(ends))).astype(np.int64) + 1)
+        else:
+            counts.append(np.ones(len(similarity), dtype=np.int64))
+    return np.concatenate(ranks), np.concatenate(counts)
 
 
 @dataclass(frozen=True)
@@ -120,6 +166,8 @@ class Comparison:
 
     queries: Side
     gallery: Side
+    asked: int
+    """Queries of all items, also of those that the gallery lacks."""
     answers: list[np.ndarray]
     """Entries of the gallery that answer each query."""
     samples: np.ndarray
@@ -176,7 +224,10 @@ def compare(table: EmbeddingTable, asked: str, answered: str, items: Items, metr
     answers = []
     for item, captions in zip(queries.items.tolist(), queries.captions, strict=True):
         answers.append(np.unique([*by_item[item], *(place for caption in captions for place in by_caption[caption])]))
-    return Comparison(queries, gallery, answers, _samples(queries, items))
+    whole = len(queries) + len(np.setdiff1d(items.item[parts[0].numbers], common))
+    if asked == "text":
+        whole = len(parts[0])
+    return Comparison(queries, gallery, whole, answers, _samples(queries, items))
 
 
 def _side(part: EmbeddingTable, stream: str, items: Items, metric: Metric) -> Side:

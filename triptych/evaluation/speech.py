@@ -13,7 +13,7 @@ from triptych.data.loader import Loader
 from triptych.embedding import Looks
 from triptych.errors import TriptychError, UsageError
 from triptych.evaluation.evaluator import Score, Sweeper, Swept
-from triptych.evaluation.metrics import bootstrap
+from triptych.evaluation.metrics import bootstrap, edit_costs
 from triptych.media.collection import Rows
 from triptych.methods.recognition import only, with_background
 from triptych.recipe import Background, Viewing
@@ -55,7 +55,7 @@ def count_edits(reference: Sequence[str], hypothesis: Sequence[str]) -> Edits:
         reference: Words, or characters.
         hypothesis: What was said instead.
     """
-    costs = _costs(reference, hypothesis)
+    costs = edit_costs(reference, hypothesis)
     row, column = len(reference), len(hypothesis)
     substitutions = deletions = insertions = 0
     while row or column:
@@ -70,20 +70,6 @@ def count_edits(reference: Sequence[str], hypothesis: Sequence[str]) -> Edits:
         else:
             insertions, column = insertions + 1, column - 1
     return Edits(len(reference), substitutions, deletions, insertions)
-
-
-def _costs(reference: Sequence[str], hypothesis: Sequence[str]) -> Int[np.ndarray, "rows columns"]:
-    """Return the edits from each beginning of the reference to each beginning of the hypothesis."""
-    places = np.arange(len(hypothesis) + 1)
-    said = np.array(list(hypothesis), dtype=object)
-    costs = np.empty((len(reference) + 1, len(hypothesis) + 1), dtype=np.int64)
-    costs[0] = places
-    for number, symbol in enumerate(reference):
-        before = costs[number]
-        row = before + 1
-        row[1:] = np.minimum(row[1:], before[:-1] + (said != symbol))
-        costs[number + 1] = np.minimum.accumulate(row - places) + places  # insertions, one after the other
-    return costs
 
 
 @dataclass(frozen=True)
