@@ -7,6 +7,7 @@ from torch import Tensor
 
 from triptych.errors import TriptychError
 from triptych.methods.lavish import LAVISHConfig
+from triptych.recipe import Config, Viewing
 from triptych.weights import timm
 
 LICENCE = "The code is MIT (GenjiB/LAVISH); the backbone's weights keep the licence of their makers."
@@ -60,6 +61,12 @@ def configure(tensors: Mapping[str, Tensor]) -> LAVISHConfig:
         audio_gate=f"{first}gate" in tensors,
         hidden=tensors["mlp_class.weight"].shape[0],
     )
+
+
+def look(config: Config) -> Viewing:
+    """Return how the AVE runs look at a video, whose backbone this is."""
+    assert isinstance(config, LAVISHConfig)
+    return timm.look(config.base_config)
 
 
 def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

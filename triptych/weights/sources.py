@@ -92,6 +92,10 @@ SOURCES: dict[str, Source] = {
         "everything_at_once", "everything_at_once", "HowTo100M models, from the page of ninatu/everything_at_once"
     ),
     "lava": Source("lava", "lava", "none were published; models made with the authors' code of 2021"),
+    "lavish": Source("lavish", "lavish", "none were published; AVE models made with the code of GenjiB/LAVISH"),
+    "timm": Source(
+        "timm", "triptych.methods.lavish:ImageBackbone", "Swin V2 and vision transformers of timm 0.6.7: LAVISH's base"
+    ),
 }
 """By the name that ``triptych import`` takes."""
 

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from triptych.encoders.vit import ViTConfig
 from triptych.errors import TriptychError
+from triptych.methods import lavish
 from triptych.methods.lavish import ImageBackboneConfig, SwinSize, ViTSize
+from triptych.recipe import Config, Viewing
 from triptych.weights import mae
 
 LICENCE = "timm is Apache-2.0; weights keep the licence of their makers (Swin V2: MIT, in21k ViT: Apache-2.0)."
@@ -40,8 +42,9 @@ SWIN_FRONT = {"patch_embed.proj": "project", "patch_embed.norm": "embedding_norm
 def configure(tensors: Mapping[str, Tensor]) -> ImageBackboneConfig:
     """Return the sizes that the shapes say.
 
-    Window and frame size of Swin are not among them, unless its tables were saved; they are taken to be 12 and 192, as
-    in the models that LAVISH builds on. The heads of a vision transformer are taken to be 64 wide.
+    Window and frame size of Swin are not among them, unless the masks of its shifted windows were saved; they are then
+    taken to be 12 and 192, as in the model that LAVISH builds on. The heads of a vision transformer are taken to be 64
+    wide.
 
     Raises:
         TriptychError: If these are no weights of Swin V2 or of a vision transformer.
@@ -59,11 +62,16 @@ def configure(tensors: Mapping[str, Tensor]) -> ImageBackboneConfig:
         transformer = ViTConfig(**{**like.model_dump(), **sizes})
         return ImageBackboneConfig(size=ViTSize(size=side * patch, patch=patch, transformer=transformer))
     depths = _depths(tensors)
+    if not depths:
+        raise TriptychError("There are neither 'pos_embed' nor 'layers.0.blocks.0'; is this Swin V2 or a ViT of timm?")
     scales = [tensors[f"layers.{stage}.blocks.0.attn.logit_scale"] for stage in range(len(depths))]
-    table = tensors.get("layers.0.blocks.0.attn.relative_coords_table")
-    window = SwinSize().window if table is None else (table.shape[1] + 1) // 2
+    mask = tensors.get("layers.0.blocks.1.attn_mask")
+    window, side = SwinSize().window, SwinSize().size // patch
+    if mask is not None:
+        window = round(mask.shape[1] ** 0.5)
+        side = window * round(mask.shape[0] ** 0.5)
     size = SwinSize(
-        size=SwinSize().size if table is None else patch * window * 2 ** (len(depths) - 2),
+        size=side * patch,
         patch=patch,
         width=width,
         depths=depths,
@@ -72,6 +80,12 @@ def configure(tensors: Mapping[str, Tensor]) -> ImageBackboneConfig:
         ratio=tensors["layers.0.blocks.0.mlp.fc1.weight"].shape[0] / width,
     )
     return ImageBackboneConfig(size=size)
+
+
+def look(config: Config) -> Viewing:
+    """Return how LAVISH's AVE runs look at a video through such a backbone."""
+    assert isinstance(config, ImageBackboneConfig)
+    return lavish.look(config.size)
 
 
 def rename(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -92,9 +106,7 @@ def _depths(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
     places = {
         (int(match[1]), int(match[2])) for key in tensors if (match := re.match(r"layers\.(\d+)\.blocks\.(\d+)\.", key))
     }
-    if not places:
-        raise TriptychError("There are neither 'pos_embed' nor 'layers.0.blocks.0'; is this Swin V2 or a ViT of timm?")
-    stages = 1 + max(stage for stage, _ in places)
+    stages = 1 + max((stage for stage, _ in places), default=-1)
     return tuple(len([1 for stage, _ in places if stage == number]) for number in range(stages))
 
 
