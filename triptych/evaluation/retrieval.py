@@ -17,6 +17,8 @@ from triptych.evaluation.evaluator import Score, Sweeper
 from triptych.media.collection import Rows
 from triptych.method import Metric
 
+Missing = Literal["out", "failed"]
+"""What queries count whose answer has no vector."""
 BLOCK = 1024
 """Queries compared at once with the whole gallery."""
 
@@ -42,9 +44,9 @@ class Retrieval:
     """How vectors of a space are compared; cosine where it is not named."""
     ties: metrics.Ties = "average"
     """What items with exactly equal similarity count."""
-    missing: Literal["out", "failed"] = "out"
-    """Queries whose answer has no vector: they take no part, or no recall finds them (median and mean rank are of the
-    others all the same: AVLnet, Everything at Once)."""
+    missing: Missing = "out"
+    """Queries whose answer has no vector take no part, or no recall finds them (median and mean rank are of the others
+    all the same: AVLnet, Everything at Once)."""
     more: bool = False
     """Whether R@50, the mean rank and the geometric mean of R@1, R@5 and R@10 are told, too (MMT)."""
     seed: int = 0

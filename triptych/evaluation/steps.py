@@ -174,9 +174,10 @@ def read_steps(cell: str, path: str) -> tuple[Step, ...]:
     try:
         found: Any = json.loads(cell) if cell.strip() else []
         steps = []
-        for name, *seconds in found:
+        for entry in found:
+            name, *seconds = entry
             spans = tuple((float(start), float(end)) for start, end in zip(seconds[::2], seconds[1::2], strict=True))
-            if not isinstance(name, str) or any(not start <= end for start, end in spans):
+            if not isinstance(entry, list) or not isinstance(name, str) or any(start > end for start, end in spans):
                 raise ValueError("a name, and spans that end after they begin")
             steps.append(Step(name, spans))
     except (ValueError, TypeError) as error:
