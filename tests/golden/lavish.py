@@ -144,7 +144,7 @@ def _batch(inputs: dict[str, Tensor]) -> Batch:
         "audio": Clip(inputs["audio_spec"], steps, span),
     }
     seconds = torch.arange(count, dtype=torch.float32)
-    drawn = {"windows": torch.stack([seconds, seconds + 1], dim=1).expand(rows, -1, -1)}
+    drawn = {"windows": torch.stack([seconds, seconds + 1], dim=1).expand(rows, -1, -1), "start": torch.zeros(rows)}
     return Batch((view,), torch.arange(rows), drawn, {"segments": inputs["gt"].argmax(dim=1).view(rows, count)})
 
 

@@ -75,7 +75,7 @@ def _batch(view: View, labels: list[list[int]]) -> Batch:
         s: Clip(*(x.unflatten(0, (count, -1)) for x in (clip.data, clip.length, clip.span))) for s, clip in view.items()
     }
     start = torch.arange(cut["video"].length.shape[1], dtype=torch.float32).expand(count, -1)
-    drawn = {"windows": torch.stack([start, start + 1], dim=2)}
+    drawn = {"windows": torch.stack([start, start + 1], dim=2), "start": torch.zeros(count)}
     return Batch((cut,), torch.arange(count), drawn, {"segments": torch.tensor(labels)})
 
 

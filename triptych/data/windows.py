@@ -41,8 +41,8 @@ class Drawn:
     """Spans by stream of each view: one, or several candidates."""
     labels: dict[str, Tensor] = field(default_factory=dict)
     """What a method may have to guess: ``pace`` (index of the speed), ``reversed``, ``order`` (place in time of each
-    view's window), ``moment`` (seconds). Of a grid: ``windows`` (start and end of each, seconds of the
-    row, whatever its streams read)."""
+    view's window), ``moment`` (seconds). Of a grid: ``windows`` (start and end of each, whatever its
+    streams read) and ``start`` (of the row), seconds of the recording."""
 
 
 class _Dice:
@@ -389,7 +389,7 @@ class _Drawing:
         present = [self.extents[stream] for stream in seen if stream in self.extents] or [self.area]
         row = Window(min(extent.start for extent in present), max(extent.end for extent in present))
         windows = [[window.start, window.end] for window in _grid_windows(relation, row)]
-        self.labels["windows"] = torch.tensor(windows) - self.timeline.start
+        self.labels |= {"windows": torch.tensor(windows), "start": torch.tensor(self.timeline.start)}
         spans: dict[Stream, tuple[Span, ...] | None] = {}
         for stream, spec in view.items():
             if spec.transform.kind == "text":

@@ -295,7 +295,8 @@ class LAVISH(Finetuned):
         if "windows" not in batch.drawn:
             raise UsageError("Event localization looks through a grid of windows: set train.windows.kind to grid.")
         view = {stream: _as_rows(clip) for stream, clip in batch.views[0].items() if stream in STREAMS}
-        labels = at_seconds(batch.targets[self.options.label], batch.drawn["windows"]).flatten()
+        windows = batch.drawn["windows"] - batch.drawn["start"][:, None, None]
+        labels = at_seconds(batch.targets[self.options.label], windows).flatten()
         scores, known = self.scores(view), labels.clamp(min=0)
         if self.options.loss == "binary":
             each = binary_of_softmax(scores, known)
