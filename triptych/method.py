@@ -161,6 +161,10 @@ class Method(nn.Module):
         """
         raise NotImplementedError
 
+    def feature(self, view: View, stream: Stream) -> Features:
+        """Return ``features(view)[stream]``; a method that would compute others for nothing says it more shortly."""
+        return self.features(view)[stream]
+
     def encoder(self, stream: Stream) -> Encoder:
         """Return the encoder that the features of a stream come from: fine-tuning and the supervised line take it."""
         raise NotImplementedError

@@ -338,11 +338,20 @@ class AVHuBERT(Method):
 
     def features(self, view: View) -> dict[str, Features]:
         """Return the transformer's output after its norm, of each stream alone and of both (``video+audio``)."""
+        fronts = self._fronts(view)
+        found = {stream: self._encode({stream: front}, view[stream].length) for stream, front in fronts.items()}
+        return found | {"video+audio": self._encode(fronts, leading(view)[0])} if len(found) == 2 else found
+
+    def feature(self, view: View, stream: Stream) -> Features:
+        """Return the transformer's output of a stream alone or of ``video+audio``."""
+        clips = {name: view[name] for name in stream.split("+")}
+        return self._encode(self._fronts(clips), leading(clips)[0])
+
+    def _fronts(self, view: View) -> dict[Stream, Float[Tensor, "batch steps width"]]:
+        """Return the front ends' features of the streams that are there, equally many steps of each."""
         clips = {stream: view[stream] for stream in STREAMS if stream in view}
         steps = max(clip.data.shape[1] for clip in clips.values())
-        fronts = {stream: self._front(stream, align(clip, steps), clip) for stream, clip in clips.items()}
-        found = {stream: self._encode({stream: front}, clips[stream].length) for stream, front in fronts.items()}
-        return found | {"video+audio": self._encode(fronts, leading(view)[0])} if len(found) == 2 else found
+        return {stream: self._front(stream, align(clip, steps), clip) for stream, clip in clips.items()}
 
     def encoder(self, stream: Stream) -> Encoder:
         """Return the one encoder of all streams; the shape of its input tells which it is."""
