@@ -504,3 +504,37 @@ def test_ave_in_parts(tmp_path: Path) -> None:
     _write(tmp_path, "Annotations.txt", "Bark&aaa&good&2\n")
     with pytest.raises(TriptychError, match=r"line 1: CATEGORY&VIDEO&QUALITY&START&END is expected"):
         read_layout("ave", None, tmp_path)
+
+
+def _crosstask(folder: Path) -> None:
+    """Write CrossTask's lists by hand: two tasks, three videos of them and one of a related task."""
+    blocks = ["16815", "Grill Steak", "https://a.b", "3", "season steak,put steak,flip steak", ""]
+    blocks += ["23521", "Make Jello Shots", "https://c.d", "1", "pour water", ""]
+    (folder / "tasks_primary.txt").write_text("\n".join(blocks))
+    (folder / "videos.csv").write_text(
+        "16815,abc,https://x\n16815,def,https://x\n23521,ghi,https://x\n9,rel,https://x\n"
+    )
+    (folder / "videos_val.csv").write_text("16815,def,https://x\n")
+    (folder / "annotations").mkdir()
+    (folder / "annotations" / "16815_abc.csv").write_text("1,3.5,6.0\n3,20,25.25\n1,30,31\n")
+    (folder / "annotations" / "16815_def.csv").write_text("2,1,2\n")
+
+
+def test_crosstask_by_hand(tmp_path: Path) -> None:
+    _crosstask(tmp_path)
+    layout = read_layout("crosstask", None, tmp_path)
+    assert _parts(layout) == {"train": 1, "test": 1}
+    first, second = layout.rows
+    assert first["path"] == "abc.mp4" and first["task"] == "16815" and first["title"] == "Grill Steak"
+    wanted = [["season steak", 3.5, 6.0, 30.0, 31.0], ["put steak"], ["flip steak", 20.0, 25.25]]
+    assert json.loads(str(first["steps"])) == wanted
+    assert json.loads(str(second["steps"])) == [["season steak"], ["put steak", 1.0, 2.0], ["flip steak"]]
+    assert "1 videos have no file of annotations" in layout.notes and "18" in layout.notes
+    (tmp_path / "cvpr19_test.csv").write_text("task,video_id,path\n16815,abc,x.npy\n")
+    assert [row["path"] for row in read_layout("crosstask", None, tmp_path, "test").rows] == ["abc.mp4"]
+    (tmp_path / "annotations" / "16815_abc.csv").write_text("4,1,2\n")
+    with pytest.raises(TriptychError, match=r"16815_abc\.csv, line 1: task 16815 has the steps 1 to 3, not 4"):
+        read_layout("crosstask", None, tmp_path)
+    (tmp_path / "tasks_primary.txt").write_text("16815\nGrill\nurl\n2\na,b,c\n")
+    with pytest.raises(TriptychError, match=r"tasks_primary\.txt, line 1: a task has five lines"):
+        read_layout("crosstask", None, tmp_path)

@@ -12,7 +12,11 @@ from triptych.data.annotations import (
     malformed,
     numbered,
     present,
+    records,
     require,
+    seconds,
+    seek,
+    table,
     whole,
 )
 
@@ -64,3 +68,58 @@ def _ave_events(file: Path) -> list[tuple[int, str, str, int, int]]:
             continue
         events.append((line, category, video, whole(file, line, start), whole(file, line, end)))
     return events
+
+
+def crosstask(annotations: Path, split: str | None, untrimmed: bool) -> Listing:
+    """Read CrossTask: a row a video of a primary task, with the task's steps in order and where each is in the video.
+
+    Tested are the videos of ``cvpr19_test.csv`` (which zero-shot models use), or else of ``videos_val.csv``; all others
+    of ``videos.csv`` are for training. The column ``steps`` is what `triptych evaluate --task steps` reads.
+    """
+    part = choose("crosstask", split, ("train", "test"), None)
+    tasks = _crosstask_steps(require("crosstask", annotations, ("tasks_primary.txt",)))
+    listed = require("crosstask", annotations, ("videos.csv",))
+    everything = [(task, video) for _, (task, video, *_) in table(listed, width=3)]
+    ready = seek(annotations, ("cvpr19_test.csv",))
+    if ready is not None:
+        tested = {(row["task"], row["video_id"]) for _, row in records(ready, ("task", "video_id"))}
+    else:
+        listed = require("crosstask", annotations, ("videos_val.csv",))
+        tested = {(task, video) for _, (task, video, *_) in table(listed, width=3)}
+    entries, untold = [], 0
+    for task, video in dict.fromkeys([*everything, *sorted(tested)]):
+        key = "test" if (task, video) in tested else "train"
+        if task not in tasks or part not in (None, key):
+            continue
+        told = seek(annotations, (f"{task}_{video}.csv",), ("annotations",))
+        if told is None:
+            untold += 1
+            continue
+        title, names = tasks[task]
+        steps: list[list[object]] = [[name] for name in names]
+        for line, cells in table(told, width=3):
+            place = whole(told, line, cells[0])
+            if not 1 <= place <= len(steps):
+                raise malformed(told, line, f"task {task} has the steps 1 to {len(steps)}, not {place}")
+            steps[place - 1] += [seconds(told, line, cells[1]), seconds(told, line, cells[2])]
+        fields: dict[str, object] = {"split": key, "task": task, "title": title, "youtube_id": video}
+        entries.append(Entry(f"{video}.mp4", fields | {"steps": json.dumps(steps)}))
+    notes = count_note("tasks", len(tasks), 18)
+    if untold:
+        notes += (f"{untold} videos have no file of annotations, and are left out.",)
+    return Listing(entries, notes=notes)
+
+
+def _crosstask_steps(file: Path) -> dict[str, tuple[str, list[str]]]:
+    """Return title and steps of each task: blocks of id, title, address, number of steps, their names, a blank line."""
+    tasks = {}
+    found = list(lines(file))
+    for place in range(0, len(found), 5):
+        block = found[place : place + 5]
+        names = [name.strip() for name in block[-1][1].split(",")]
+        if len(block) < 5 or len(names) != whole(file, block[3][0], block[3][1]):
+            raise malformed(
+                file, block[0][0], "a task has five lines, the fourth of which counts the names in the fifth"
+            )
+        tasks[block[0][1]] = (block[1][1], names)
+    return tasks

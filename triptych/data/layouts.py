@@ -33,6 +33,7 @@ LAYOUTS: dict[str, Reader] = {
     "audiocaps": caption_lists.audiocaps,
     "audioset": class_lists.audioset,
     "ave": event_lists.ave,
+    "crosstask": event_lists.crosstask,
     "esc10": class_lists.esc10,
     "esc50": class_lists.esc50,
     "hmdb51": class_lists.hmdb51,
