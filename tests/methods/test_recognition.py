@@ -13,6 +13,7 @@ from triptych.methods import recognition
 from triptych.methods.av_hubert import AVHuBERTConfig, RoundConfig
 from triptych.methods.recognition import Recognition, RecognitionConfig
 from triptych.recipe import (
+    Aligned,
     AudioTransform,
     BatchSpec,
     Recipe,
@@ -22,6 +23,7 @@ from triptych.recipe import (
     Viewing,
     Whole,
 )
+from triptych.training.optimizers import schedule_factor
 
 AV_HUBERT = "triptych.methods.av_hubert:AVHuBERT"
 SENTENCES = torch.tensor([[1, 4, 5, 6, 2], [1, 5, 5, 2, 0], [1, 7, 4, 8, 2], [1, 6, 2, 0, 0]])
@@ -184,3 +186,43 @@ def test_the_vocabulary_comes_from_the_data() -> None:
     for wrong in ({}, {"text": StreamSpec(transform=TextTransform(marks=False))}):
         with pytest.raises(UsageError, match="needs a stream 'text' with marks"):
             Recognition.complete(_recipe(wrong), Facts(vocabulary=31))
+
+
+def test_published_settings() -> None:
+    made = recognition.paper()
+    assert made.steps == 120_000 and made.batch.seconds == 320  # 8 devices x 1000 frames at 25 a second
+    assert isinstance(made.config, RecognitionConfig) and made.config.frozen_until == 60_000
+    curve = made.schedules["main"]
+    # 40,000 steps up from 1 %, 80,000 down to 5 %.
+    assert [round(schedule_factor(curve, done / 120, 120_000), 3) for done in (0, 40, 80, 120)] == [
+        0.01, 1, round(0.05**0.5, 3), 0.05,
+    ]  # fmt: skip
+    encoder = made.config.base_config.encoder  # type: ignore[attr-defined]
+    assert (encoder.dropout, encoder.inner_dropout, encoder.layer_drop) == (0, 0.1, 0.1)
+    assert set(made.train.views[0]) == {"video", "text"} and set(made.test.views[0]) == {"video"}
+    large = AVHuBERTConfig(encoder=SpeechConfig(width=1024, layers=24, heads=16, hidden=4096))
+    noisy = recognition.FINETUNING["av_hubert"]["large-noise-433h"](large)
+    assert isinstance(noisy.config, RecognitionConfig)
+    assert (noisy.config.layers, noisy.config.heads, noisy.config.hidden) == (9, 8, 4096)
+    sound = noisy.train.views[0]["audio"].transform
+    assert isinstance(sound, AudioTransform) and sound.background is not None
+    assert (sound.background.probability, sound.background.decibels) == (0.25, (0, 0))
+    assert noisy.test.views[0]["audio"].transform.background is None  # type: ignore[union-attr]
+
+
+def test_a_method_that_looks_at_windows_reads_from_the_beginning() -> None:
+    made = recognition.like("lava", "video", "ctc")
+    for viewing in (made.train, made.test):
+        assert isinstance(viewing.windows, Aligned) and viewing.windows.place == "start"
+    assert isinstance(made.config, RecognitionConfig)
+    method = Recognition(made.config).eval()
+    size = made.config.base_config.size  # type: ignore[attr-defined]
+    frames = made.config.base_config.frames  # type: ignore[attr-defined]
+    video = torch.randn(2, frames, size, size, 3, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        found = method._read({"video": _clip(video, [frames, frames // 2])})
+        tokens = method.base.features({"video": _clip(video, [frames, frames // 2])})["video"]
+    assert tokens.grid is not None
+    time, places = tokens.grid[0], tokens.grid[1] * tokens.grid[2]
+    assert found.tokens.shape[1] == time and found.length.tolist() == [time, time // 2]
+    torch.testing.assert_close(found.tokens[0, 1], tokens.tokens[0, places : 2 * places].mean(dim=0))

@@ -7,8 +7,8 @@ may stay as it is. One model reads whichever of its streams are there.
 """
 
 import importlib
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -25,6 +25,7 @@ from triptych.losses.sequence import ctc, smoothed_cross_entropy
 from triptych.method import Clock, Facts, Losses
 from triptych.methods.supervised import Finetuned, FinetunedConfig
 from triptych.recipe import (
+    Aligned,
     AudioTransform,
     Background,
     BatchSpec,
@@ -37,6 +38,7 @@ from triptych.recipe import (
     TokenizerSpec,
     Viewing,
     ViewSpec,
+    Whole,
 )
 
 PADDING, BEGIN, END, UNKNOWN = 0, 1, 2, 3
@@ -182,10 +184,15 @@ class Recognition(Finetuned):
         return joint_beam(self.decoder, tokens, length, log_probs, options.beam, weight, BEGIN, END, never, PADDING)
 
     def _read(self, view: View, clock: Clock | None = None) -> Features:
-        """Return the features of the streams that are there, valid for the rows that have any of them."""
-        found = self.read(view, clock)
-        name = max(found, key=lambda name: name.count("+"))
-        return replace(found[name], length=found[name].length * self._present(view, name))
+        """Return the features of the streams that are there, a token a time, none for rows that have none of them."""
+        name = "+".join(stream for stream in self.options.streams[0].split("+") if stream in view)
+        found = self.read(view, clock, name)[name]
+        found = replace(found, length=found.length * self._present(view, name))
+        if found.grid is None or found.grid[1:] == (1, 1):
+            return found
+        places = found.grid[1] * found.grid[2]  # of one time: they become one step
+        tokens = found.tokens.unflatten(1, (-1, places)).mean(dim=2)
+        return replace(found, tokens=tokens, length=found.length // places, grid=(found.grid[0], 1, 1))
 
     def _drop_modality(self, view: View) -> View:
         """Leave out one of two streams, as all ranks do."""
@@ -202,34 +209,69 @@ class Recognition(Finetuned):
 # ---------------------------------------------------------------- recipes
 
 
-def paper() -> Recipe:
-    """Return lip reading by AV-HuBERT Base with the 433 hours of LRS3 (av-hubert, section 6), from its own weights.
+@dataclass(frozen=True)
+class Published:
+    """A fine-tuning of AV-HuBERT as its authors ran it (av-hubert, section 6), for a pretrained configuration."""
 
-    Mouth crops of 96 pixels at 25 fps are expected. 8 devices of 40 seconds.
-    """
-    made = like("av_hubert", "video", recipe="paper", layer_drop=0.1, dropout=0.0, inner_dropout=0.1)
-    return made.model_copy(
-        update={
-            "config": made.config.model_copy(update={"frozen_until": 60_000}),
-            "batch": BatchSpec(seconds=320.0),
-            "steps": 120_000,
-            "tokenizer": TokenizerSpec(kind="unigram", vocabulary=1000),
-        }
-    )
+    steps: int
+    frozen_until: int
+    streams: str = "video"
+    warmup: float = 1 / 3
+    devices: int = 8
+    """Of 40 seconds each."""
+
+    def __call__(self, config: Config) -> Recipe:
+        """Return the recipe on that configuration; one of the width of Large gets the decoder of Large."""
+        found = _recipe_of("av_hubert", "paper").model_copy(update={"config": config})
+        made = upon(found, self.streams, layer_drop=0.1, dropout=0.0, inner_dropout=0.1)
+        assert isinstance(made.config, RecognitionConfig)
+        options: dict[str, Any] = {"frozen_until": self.frozen_until}
+        if made.config.base_config.encoder.width >= 1024:  # type: ignore[attr-defined]
+            options |= {"layers": 9, "heads": 8, "hidden": 4096}
+        noisy = "audio" in self.streams
+        return made.model_copy(
+            update={
+                "config": made.config.model_copy(update=options),
+                "train": with_background(made.train, Background()) if noisy else made.train,
+                "batch": BatchSpec(seconds=40.0 * self.devices),
+                "steps": self.steps,
+                "tokenizer": TokenizerSpec(kind="unigram", vocabulary=1000),
+                "schedules": {"main": made.schedules["main"].model_copy(update={"warmup": self.warmup})},
+            }
+        )
+
+
+BOTH = "video+audio"
+FINETUNING: dict[str, dict[str, Callable[[Config], Recipe]]] = {
+    "av_hubert": {
+        "base-lrs3-30h": Published(30_000, 30_000),
+        "base-lrs3-433h": Published(120_000, 60_000),
+        "base-vox-30h": Published(30_000, 24_000),
+        "base-vox-433h": Published(45_000, 22_500),
+        "large-lrs3-30h": Published(18_000, 14_400),
+        "large-lrs3-433h": Published(30_000, 18_000),
+        "large-vox-30h": Published(30_000, 30_000),
+        "large-vox-433h": Published(30_000, 30_000),
+        "large-self-training": Published(100_000, 80_000, warmup=0.1, devices=32),
+        "base-noise-30h": Published(30_000, 24_000, BOTH),
+        "base-noise-433h": Published(60_000, 48_000, BOTH),
+        "large-noise-30h": Published(18_000, 30_000, BOTH),
+        "large-noise-433h": Published(60_000, 48_000, BOTH),
+    }
+}
+"""By method: what ``triptych finetune --task words --recipe`` takes. Where a model is frozen for as many steps as it is
+trained, only its decoder learns: so the authors' files have it."""
+
+
+def paper() -> Recipe:
+    """Return lip reading by AV-HuBERT Base with the 433 hours of LRS3, in mouth crops of 96 pixels at 25 fps."""
+    return FINETUNING["av_hubert"]["base-lrs3-433h"](_recipe_of("av_hubert", "paper").config)
 
 
 def base() -> Recipe:
     """Return recognition of lips and sound, with noise, for one GPU and a day (a recommendation, not run)."""
-    made = like("av_hubert", "video+audio", recipe="base", layer_drop=0.1, dropout=0.0, inner_dropout=0.1)
-    return made.model_copy(
-        update={
-            "config": made.config.model_copy(update={"frozen_until": 10_000, "modality_dropout": 0.5}),
-            "train": with_background(made.train, Background()),
-            "batch": BatchSpec(seconds=160.0),
-            "steps": 40_000,
-            "tokenizer": TokenizerSpec(kind="unigram", vocabulary=1000),
-        }
-    )
+    made = Published(40_000, 10_000, BOTH, devices=4)(_recipe_of("av_hubert", "base").config)
+    return made.model_copy(update={"config": made.config.model_copy(update={"modality_dropout": 0.5})})
 
 
 def small() -> Recipe:
@@ -246,28 +288,32 @@ def like(
     recipe: Literal["small", "base", "paper"] = "small",
     **encoder: Any,
 ) -> Recipe:
-    """Return a recipe that trains a head on a method, which looks at recordings as in its own recipe.
+    """Return the recipe that trains a head on a method of the catalogue; see ``upon``."""
+    return upon(_recipe_of(method, recipe), streams, head, **encoder)
 
+
+def upon(found: Recipe, streams: str, head: Literal["ctc", "seq2seq", "joint"] = "seq2seq", **encoder: Any) -> Recipe:
+    """Return the recipe that trains a head on the method of another recipe, which looks at recordings as that does.
+
+    Whole utterances are read; a method that looks at windows of some seconds reads so much from the beginning.
     Optimizer and schedule are AV-HuBERT's for fine-tuning: Adam without decay, up from 1 % over a third of the steps,
     down to 5 % exponentially.
 
     Args:
-        method: The base.
+        found: Gives the base, its configuration, views, batches and length.
         streams: What is read: ``video``, ``audio`` or ``video+audio``.
         head: Its form.
-        recipe: Of the base: it gives configuration, views, batch and length.
         encoder: Fields of the base's ``encoder`` that differ in fine-tuning.
     """
-    found: Recipe = getattr(importlib.import_module(catalog.CATALOG[method].target.split(":")[0]), recipe)()
     base_config: Any = found.config
     if encoder:
         base_config = base_config.model_copy(update={"encoder": base_config.encoder.model_copy(update=encoder)})
     transcript = StreamSpec(transform=TextTransform(steps=256))
     return Recipe(
         method="recognition",
-        config=RecognitionConfig(base=method, base_config=base_config, streams=(streams,), head=head),
-        train=found.train.model_copy(update={"views": (only(found.train, streams) | {TEXT: transcript},)}),
-        test=found.test.model_copy(update={"views": (only(found.test, streams),)}),
+        config=RecognitionConfig(base=found.method, base_config=base_config, streams=(streams,), head=head),
+        train=_utterances(found.train, only(found.train, streams) | {TEXT: transcript}),
+        test=_utterances(found.test, only(found.test, streams)),
         batch=found.batch,
         steps=found.steps,
         epochs=found.epochs,
@@ -275,6 +321,18 @@ def like(
         optimizer=OptimizerSpec(name="adam", lr=1e-3, betas=(0.9, 0.98)),
         schedules={"main": ScheduleSpec(shape="exponential", warmup=1 / 3, start=0.01, end=0.05)},
     )
+
+
+def _recipe_of(method: str, which: str) -> Recipe:
+    found: Recipe = getattr(importlib.import_module(catalog.CATALOG[method].target.split(":")[0]), which)()
+    return found
+
+
+def _utterances(viewing: Viewing, view: ViewSpec) -> Viewing:
+    windows = viewing.windows
+    if not isinstance(windows, Whole):
+        windows = Aligned(seconds=windows.seconds, place="start")
+    return Viewing(windows=windows, views=(view,))
 
 
 def only(viewing: Viewing, streams: str) -> ViewSpec:

@@ -10,7 +10,7 @@ import importlib
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -32,7 +32,21 @@ from triptych.losses.classification import (
     spread,
 )
 from triptych.method import Clock, Facts, Group, Losses, Method
-from triptych.recipe import Config, Recipe, ViewSpec, validate
+from triptych.recipe import (
+    Aligned,
+    BatchSpec,
+    Config,
+    GradientSpec,
+    Grid,
+    OptimizerSpec,
+    Recipe,
+    ScheduleSpec,
+    StreamSpec,
+    VideoTransform,
+    Viewing,
+    ViewSpec,
+    validate,
+)
 
 
 class FinetunedConfig(Config):
@@ -125,17 +139,19 @@ class Finetuned(Method):
             module.train(trains)
         return self
 
-    def read(self, view: View, clock: Clock | None = None) -> dict[str, Features]:
+    def read(self, view: View, clock: Clock | None = None, only: Stream | None = None) -> dict[str, Features]:
         """Return the base's features of the wanted streams that are there.
 
         Args:
             view: Clips; other streams than those of the configuration do not count.
             clock: In training: while the base is frozen, no gradient is kept for it.
+            only: The one feature that is asked for; all where None.
         """
         wanted = "+".join(self.options.streams).split("+")
         frozen = self.options.frozen or (clock is not None and clock.step < self.options.frozen_until)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            return self.base.features({stream: clip for stream, clip in view.items() if stream in wanted})
+            clips = {stream: clip for stream, clip in view.items() if stream in wanted}
+            return self.base.features(clips) if only is None else {only: self.base.feature(clips, only)}
 
     def pooled(self, view: View, clock: Clock | None = None) -> Float[Tensor, "batch width"]:
         """Return the pooled features of all streams side by side, zeros where a row does not have one.
@@ -333,13 +349,65 @@ def small() -> Recipe:
 def like(method: str, streams: tuple[str, ...], label: str) -> Recipe:
     """Return the supervised twin of a method's small recipe: same encoders, views, steps and optimizer."""
     recipe: Recipe = importlib.import_module(catalog.CATALOG[method].target.split(":")[0]).small()
-    read = "+".join(streams).split("+")
-
-    def only(views: tuple[ViewSpec, ...]) -> tuple[ViewSpec, ...]:
-        return tuple({stream: spec for stream, spec in view.items() if stream in read} for view in views)
-
     config = SupervisedConfig(base=method, base_config=recipe.config, streams=streams, label=label)
-    train = recipe.train.model_copy(update={"views": only(recipe.train.views)})
-    test = recipe.test.model_copy(update={"views": only(recipe.test.views)})
+    train = recipe.train.model_copy(update={"views": tuple(only(view, streams) for view in recipe.train.views)})
+    test = recipe.test.model_copy(update={"views": tuple(only(view, streams) for view in recipe.test.views)})
     changes = {"method": "supervised", "config": config, "train": train, "test": test, "tokenizer": None}
     return recipe.model_copy(update=changes)
+
+
+def upon(
+    base: str,
+    config: Config,
+    test: Viewing,
+    streams: tuple[str, ...],
+    label: str,
+    task: Literal["classes", "multilabel"] = "classes",
+    frozen: bool = False,
+) -> Recipe:
+    """Return the recipe that trains a head on a pretrained method, and the method with it.
+
+    A recording is seen through one window at a random place, as long as the method's own; pictures are cropped at
+    random places and mirrored. Rates and lengths are recommendations for small data sets: papers name their own.
+
+    Args:
+        base: Name of the method.
+        config: Its configuration.
+        test: How it looks at a recording.
+        streams: Features that the head reads.
+        label: Column of the labels.
+        task: One label a row, or several.
+        frozen: Whether only the head is trained (linear evaluation).
+    """
+    view = only(test.views[0], streams)
+    windows = test.windows
+    if isinstance(windows, Grid):
+        windows = Aligned(seconds=windows.seconds)
+    head: Any = {"head_norm": "batch"} if frozen else {"smoothing": 0.1 if task == "classes" else 0.0}
+    return Recipe(
+        method="supervised",
+        config=SupervisedConfig(
+            base=base, base_config=config, streams=streams, label=label, task=task, frozen=frozen, **head
+        ),
+        train=Viewing(windows=windows, views=({name: _varied(spec) for name, spec in view.items()},)),
+        test=test.model_copy(update={"views": (view,)}),
+        batch=BatchSpec(rows=32),
+        epochs=30,
+        optimizer=OptimizerSpec(lr=1e-3 if frozen else 3e-4, weight_decay=0.0 if frozen else 0.05),
+        schedules={"main": ScheduleSpec(shape="cosine", warmup=0.1)},
+        gradients=GradientSpec(clip_norm=1.0),
+    )
+
+
+def only(view: ViewSpec, streams: tuple[str, ...]) -> ViewSpec:
+    """Return the streams of a view that these features are made of."""
+    read = "+".join(streams).split("+")
+    return {stream: spec for stream, spec in view.items() if stream in read}
+
+
+def _varied(spec: StreamSpec) -> StreamSpec:
+    """Return a stream that is cropped at a random place and mirrored, where it is a picture."""
+    if not isinstance(spec.transform, VideoTransform):
+        return spec
+    changes = {"flip": 0.5} | ({"crop": "random"} if spec.transform.crop == "centre" else {})
+    return spec.model_copy(update={"transform": spec.transform.model_copy(update=changes)})
