@@ -41,6 +41,13 @@ class Clip:
         """Rows that have this stream at all (in at least one candidate)."""
         return self.length.reshape(len(self.length), -1).gt(0).any(dim=1)
 
+    def first(self) -> "Clip":
+        """Return the first candidate of each row (of a grid, its first window); the clip itself where it has none."""
+        if self.length.ndim == 1:
+            return self
+        times = None if self.times is None else self.times[:, 0]
+        return Clip(self.data[:, 0], self.length[:, 0], self.span[:, 0], times)
+
     def to(self, device: torch.device | str) -> "Clip":
         """Return the clip on ``device``."""
         return Clip(

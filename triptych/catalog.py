@@ -63,6 +63,14 @@ CATALOG: dict[str, Entry] = {
         streams=("video", "audio", "text"),
         golden="vatt",
     ),
+    "xdc": Entry(
+        target="triptych.methods.xdc:XDC",
+        title="XDC",
+        paper="Alwassel et al.: Self-Supervised Learning by Cross-Modal Audio-Video Clustering, NeurIPS 2020, "
+        "arXiv 1911.12667",
+        streams=("video", "audio"),
+        golden="xdc",
+    ),
     "recognition": Entry(
         target="triptych.methods.recognition:Recognition",
         title="Recognition",

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
 from triptych import distributed
 from triptych.errors import TriptychError
@@ -163,3 +164,120 @@ def _refine(
         means = sums / members.clamp(min=1)[:, None]
         centres = distributed.share(centres + (members / had.clamp(min=1))[:, None] * (means - centres))
     return centres.float()
+
+
+# ---------------------------------------------------------------- whole data sets at once (DeepCluster, XDC)
+
+
+def whiten(points: Float[Tensor, "points dim"], dim: int = 256, scale: bool = True) -> Float[Tensor, "points kept"]:
+    """Return the main components of points, each of variance 1, and every row divided by its norm (xdc, section 5).
+
+    Args:
+        points: This process's share.
+        dim: Components at most; there are no more than the points have directions.
+        scale: Whether components are divided by the root of their variance.
+
+    Raises:
+        TriptychError: If all points are alike.
+    """
+    wide = points.double()
+    count = distributed.average(torch.tensor(float(len(wide)), device=wide.device))
+    mean = distributed.average(wide.sum(dim=0)) / count
+    centred = wide - mean
+    covariance = distributed.share(distributed.average(centred.T @ centred) / count)
+    variance, directions = torch.linalg.eigh(covariance)
+    variance, directions = variance.flip(0)[:dim], directions.flip(1)[:, :dim]
+    if not variance[0] > 0:
+        raise TriptychError("All vectors to be clustered are alike: the network that makes them has collapsed.")
+    there = variance > 1e-9 * variance[0]
+    components = centred @ directions[:, there]
+    if scale:
+        components = components / variance[there].sqrt()
+    return functional.normalize(components, dim=1).float()
+
+
+def kmeans(points: Float[Tensor, "points dim"], clusters: int, iterations: int = 20) -> Float[Tensor, "clusters dim"]:
+    """Return the centres of Lloyd's k-means over all points of all processes (xdc, section 5, step 3).
+
+    It begins with points drawn at random. A cluster that has become empty takes half of a large one, drawn by its size:
+    both centres are that one's, moved apart by 1/1024 of it, as faiss has it.
+
+    Args:
+        points: This process's share.
+        clusters: Centres.
+        iterations: Of assigning and taking means.
+
+    Raises:
+        TriptychError: If there are fewer points than clusters.
+    """
+    shares = Shares(points.float())
+    if shares.count < clusters:
+        raise TriptychError(f"{shares.count} vectors do not make {clusters} clusters: use more recordings, or fewer.")
+    generator = torch.Generator().manual_seed(int(distributed.share(torch.randint(2**31, (), device=points.device))))
+    centres = shares.take(torch.randperm(shares.count, generator=generator)[:clusters]).double()
+    wide = shares.mine.double()
+    for _ in range(iterations):
+        places = assign(wide, centres)
+        sizes = places.bincount(minlength=clusters).double()
+        sums = torch.zeros_like(centres).index_add(0, places, wide)
+        if distributed.is_running():
+            dist.all_reduce(sizes)
+            dist.all_reduce(sums)
+        means = sums / sizes.clamp(min=1)[:, None]
+        centres = distributed.share(_split(means, sizes, shares.count, generator))
+    return centres.float()
+
+
+def _split(
+    centres: Float[Tensor, "clusters dim"], sizes: Float[Tensor, " clusters"], count: int, generator: torch.Generator
+) -> Float[Tensor, "clusters dim"]:
+    """Return centres of which the empty ones stand beside a large one."""
+    centres, sizes = centres.clone(), sizes.clone()
+    apart = torch.where(torch.arange(centres.shape[1], device=centres.device) % 2 == 0, 1.0, -1.0) / 1024
+    for empty in (sizes == 0).nonzero().flatten().tolist():
+        large = int(torch.multinomial((sizes - 1).clamp(min=0).cpu(), 1, generator=generator))
+        centres[empty] = centres[large] * (1 + apart)
+        centres[large] = centres[large] * (1 - apart)
+        sizes[empty] = sizes[large] / 2
+        sizes[large] = sizes[large] / 2
+    return centres
+
+
+def cluster_uniform_order(labels: Int[Tensor, " rows"]) -> Int[Tensor, " draws"]:
+    """Return rows in an order that draws all clusters that have any equally often (xdc, section 5, step 5).
+
+    Of N rows in n clusters, each gives N // n + 1, without repetition if it has more; shuffled, and cut to N.
+
+    Args:
+        labels: Cluster of each row; a row of -1 is in none and is not drawn. On the CPU; torch's generator draws.
+    """
+    rows = (labels >= 0).nonzero().flatten()
+    clusters = labels[rows].unique()
+    share = len(rows) // max(len(clusters), 1) + 1
+    drawn = []
+    for cluster in clusters:
+        members = rows[labels[rows] == cluster]
+        if len(members) > share:
+            drawn.append(members[torch.randperm(len(members))[:share]])
+        else:
+            drawn.append(members[torch.randint(len(members), (share,))])
+    together = torch.cat(drawn) if drawn else rows
+    return together[torch.randperm(len(together))][: len(rows)]
+
+
+def mutual_information(a: Int[Tensor, " rows"], b: Int[Tensor, " rows"]) -> float:
+    """Return the mutual information of two clusterings over the mean of their entropies, from 0 to 1 (NMI).
+
+    Rows that have no cluster (-1) in either do not count; two clusterings of one cluster each agree.
+    """
+    both = (a >= 0) & (b >= 0)
+    a, b = (x[both].unique(return_inverse=True)[1] for x in (a, b))
+    if not len(a):
+        return 1.0
+    joint = torch.zeros(int(a.max()) + 1, int(b.max()) + 1, dtype=torch.float64)
+    joint.index_put_((a.cpu(), b.cpu()), torch.tensor(1.0 / len(a), dtype=torch.float64), accumulate=True)
+    first, second = joint.sum(dim=1), joint.sum(dim=0)
+    entropies = [float(-(p * p.log()).sum()) for p in (first, second)]
+    some = joint > 0
+    shared = float((joint[some] * (joint / (first[:, None] * second))[some].log()).sum())
+    return shared / (sum(entropies) / 2) if sum(entropies) else 1.0

@@ -96,13 +96,14 @@ class AudioTransform(Config):
     """Waveform (mono, in [-1, 1]) to the encoder's input."""
 
     kind: Literal["audio"] = "audio"
-    front_end: Literal["waveform", "log_mel", "davenet", "fbank", "magnitude_mel", "logfbank", "mfcc", "slaney"] = (
-        "log_mel"
-    )
+    front_end: Literal[
+        "waveform", "log_mel", "davenet", "fbank", "magnitude_mel", "logfbank", "mfcc", "slaney", "vmz"
+    ] = "log_mel"
     """`fbank` is Kaldi-compatible (vision-transformers-common, section 6); `davenet` are decibels below the clip's
     maximum, of the pre-emphasised sound (DAVEnet, AVLnet); `magnitude_mel` is brought to 0..1 by each clip's
     extremes (VATT); `logfbank` is that of python_speech_features, of 16-bit numbers; `mfcc` are Kaldi's cepstral
-    coefficients (AV-HuBERT); `slaney` is librosa's bank of unit areas, with `floor` added to the energies (XKD)."""
+    coefficients (AV-HuBERT); `slaney` is librosa's bank of unit areas, with `floor` added to the energies (XKD); `vmz`
+    is VMZ's, stretched in time to `steps` (XDC)."""
     mels: int = Field(80, ge=1)
     """Mel bands."""
     window: float = Field(0.025, gt=0)

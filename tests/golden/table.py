@@ -8,7 +8,7 @@ KNOWN: dict[tuple[str, str], str | None] = {
     ("cav-mae", "model"): None,
     ("cav-mae-sync", "model"): None,
     ("contrastive-common", "functions"): "contrastive_common",
-    ("convnets-common", "functions"): None,
+    ("convnets-common", "functions"): "convnets_common",
     ("crisscross", "backbones"): None,
     ("crisscross", "heads"): None,
     ("crisscross", "larc"): None,
@@ -32,8 +32,8 @@ KNOWN: dict[tuple[str, str], str | None] = {
     ("vision-transformers-common", "mae"): "masked_autoencoders",
     ("vision-transformers-common", "mae_st"): "masked_autoencoders",
     ("vision-transformers-common", "tables"): "tables",
-    ("vmz-logmel", "functions"): None,
-    ("xdc", "functions"): None,
+    ("vmz-logmel", "functions"): "vmz_logmel",
+    ("xdc", "functions"): "xdc",
     ("xkd", "model"): "xkd",
 }
 """(slug, part) of a case -> module here that has ``check(case)``; None: what it checks is not built yet."""

@@ -6,8 +6,18 @@ from dataclasses import dataclass
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn import functional
 
-from triptych.layers.spectrogram import davenet_mel, kaldi_fbank, log_mel, logfbank, magnitude_mel, mfcc, slaney_mel
+from triptych.layers.spectrogram import (
+    davenet_mel,
+    kaldi_fbank,
+    log_mel,
+    logfbank,
+    magnitude_mel,
+    mfcc,
+    slaney_mel,
+    vmz_mel,
+)
 from triptych.recipe import AudioTransform
 
 
@@ -76,6 +86,21 @@ def _covering_windows(samples: Tensor, rate: float, transform: AudioTransform) -
     return 1 - (-room).div(round(rate * transform.hop), rounding_mode="floor")
 
 
+def _vmz(waveform: Tensor, rate: float, transform: AudioTransform) -> Tensor:
+    x = vmz_mel(waveform, rate, transform.mels, transform.window, transform.hop)
+    steps = transform.steps
+    if steps is None or steps == x.shape[1] or not x.shape[1]:
+        return x
+    mode, options = ("linear", {"align_corners": False}) if steps > x.shape[1] else ("nearest", {})
+    return functional.interpolate(x.transpose(1, 2), steps, mode=mode, **options).transpose(1, 2)
+
+
+def _vmz_steps(samples: Tensor, rate: float, transform: AudioTransform) -> Tensor:
+    room = samples - round(rate * transform.window)
+    steps = -(-room).div(round(rate * transform.hop), rounding_mode="floor")
+    return steps if transform.steps is None else torch.full_like(steps, transform.steps).where(steps > 0, 0)
+
+
 FRONT_ENDS: dict[str, FrontEnd] = {
     "log_mel": FrontEnd(_log_mel, _centred),
     "davenet": FrontEnd(_davenet, _whole_windows),
@@ -84,6 +109,7 @@ FRONT_ENDS: dict[str, FrontEnd] = {
     "logfbank": FrontEnd(_speech_features, _covering_windows),
     "mfcc": FrontEnd(_cepstra, _whole_windows),
     "slaney": FrontEnd(_slaney, _centred),
+    "vmz": FrontEnd(_vmz, _vmz_steps),
 }
 """By the name in ``AudioTransform.front_end``; ``waveform`` is none of them."""
 

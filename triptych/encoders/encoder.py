@@ -40,7 +40,7 @@ class Encoder(nn.Module):
     width: int
     """Width of ``Features.pooled`` and ``Features.tokens``."""
     last: tuple[str, ...] = ("norm", "head")
-    """Names of the modules behind ``blocks``, where it has them: they are trained at the full rate under layer decay."""
+    """Names of modules behind ``blocks``, where it has them: trained at the full rate under layer decay."""
 
     def forward(
         self,

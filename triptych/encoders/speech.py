@@ -20,6 +20,7 @@ from triptych.encoders.encoder import Encoder, Features
 from triptych.layers.batch_norm import BatchNorm
 from triptych.layers.masks import pick
 from triptych.layers.pooling import masked_mean
+from triptych.layers.residual import flat_block
 from triptych.layers.transformer import Block
 from triptych.recipe import Config
 
@@ -64,45 +65,6 @@ class SpeechConfig(Config):
         return self
 
 
-class ResidualBlock(nn.Module):
-    """Two 3 x 3 convolutions with batch norms and PReLU round a shortcut; maps are ``batch channels height width``."""
-
-    def __init__(self, before: int, width: int, stride: int) -> None:
-        """Build the block.
-
-        Args:
-            before: Channels that come in.
-            width: Channels that go out.
-            stride: Of the first convolution, and of the shortcut's where the shape changes.
-        """
-        super().__init__()
-        self.convolution1 = nn.Conv2d(before, width, 3, stride, padding=1, bias=False)
-        self.norm1 = BatchNorm(width)
-        self.activation1 = nn.PReLU(width)
-        self.convolution2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.norm2 = BatchNorm(width)
-        self.activation2 = nn.PReLU(width)
-        self.shortcut: nn.Module | None = None
-        if stride != 1 or before != width:
-            self.shortcut = nn.Conv2d(before, width, 1, stride, bias=False)
-            self.shortcut_norm = BatchNorm(width)
-
-    def forward(self, x: Float[Tensor, "batch before height width"]) -> Float[Tensor, "batch channels rows columns"]:
-        """Return the maps."""
-        inner = self.activation1(_normalize(self.norm1, self.convolution1(x)))
-        inner = _normalize(self.norm2, self.convolution2(inner))
-        if self.shortcut is not None:
-            x = _normalize(self.shortcut_norm, self.shortcut(x))
-        output: Tensor = self.activation2(inner + x)
-        return output
-
-
-def _normalize(norm: BatchNorm, x: Float[Tensor, "batch channels height width"]) -> Tensor:
-    """Normalise maps, whose channels stay last in memory."""
-    normal: Tensor = norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-    return normal
-
-
 class FrameResNet(nn.Module):
     """A 3-D convolution over grey frames, then a ResNet for each frame, then the mean over its places."""
 
@@ -122,8 +84,9 @@ class FrameResNet(nn.Module):
         self.stages = nn.ModuleList()
         for number, width in enumerate(stages):
             before = stages[number - 1] if number else stem
-            first = ResidualBlock(before, width, 2 if number else 1)
-            self.stages.append(nn.Sequential(first, *(ResidualBlock(width, width, 1) for _ in range(blocks - 1))))
+            first = flat_block(before, width, 2 if number else 1, nn.PReLU)
+            others = (flat_block(width, width, 1, nn.PReLU) for _ in range(blocks - 1))
+            self.stages.append(nn.Sequential(first, *others))
         for module in self.stages.modules():
             if isinstance(module, nn.Conv2d):
                 places = module.kernel_size[0] * module.kernel_size[1]
