@@ -61,7 +61,7 @@ def test_time_in_the_last_map(form: str, steps: int) -> None:
     assert found.grid == (steps, 2, 2)
     assert found.tokens.shape == (2, steps * 4, 4) and found.pooled.shape == (2, 4)
     assert found.length.tolist() == [4 * steps, 2 * steps]
-    assert found.layers is not None and [layer.shape[1] for layer in found.layers][0] == 16 * 16 * 16
+    assert found.layers is not None and next(layer.shape[1] for layer in found.layers) == 16 * 16 * 16
 
 
 def test_any_spectrogram_will_do() -> None:
