@@ -449,14 +449,30 @@ def _cepstra(config: AVHuBERTConfig) -> ViewSpec:
     return {"audio": StreamSpec(transform=cepstra, rate=16_000, required=False)}
 
 
-def _recipe(config: AVHuBERTConfig, longest: float | None, side: int = 88, stored: int = 96, **options: Any) -> Recipe:
+def recipe_for(
+    config: AVHuBERTConfig, longest: float | None = None, side: int = 88, stored: int = 96, **options: Any
+) -> Recipe:
+    """Return a recipe with the optimizer of the paper, whose views have the rates and sizes of a configuration.
+
+    Args:
+        config: Of the model.
+        longest: Seconds of a clip at most; a longer recording gives a drawn part.
+        side: Of the crops that are seen, pixels.
+        stored: Of the frames that they are cut from.
+        options: Other fields of the recipe.
+    """
+    given: dict[str, Any] = {
+        "optimizer": OptimizerSpec(lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01),
+        "schedules": {"main": ScheduleSpec(shape="linear", warmup=0.08)},
+        "gradients": GradientSpec(clip_norm=10.0),
+    }
     return Recipe(
         method="av_hubert",
         config=config,
         train=Viewing(windows=Whole(longest=longest), views=(_look(config, True, side, stored),)),
         test=Viewing(windows=Whole(), views=(_look(config, False, side, stored), _cepstra(config))),
         rounds=len(config.rounds),
-        **options,
+        **given | options,
     )
 
 
@@ -466,14 +482,11 @@ def paper() -> Recipe:
     Mouth crops of 96 pixels at 25 fps are expected. Of a recording of more than 20 seconds a part is drawn; the authors
     left them out.
     """
-    return _recipe(
+    return recipe_for(
         AVHuBERTConfig(),
         longest=20.0,
         batch=BatchSpec(seconds=1280.0),
         steps=400_000,
-        optimizer=OptimizerSpec(lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01),
-        schedules={"main": ScheduleSpec(shape="linear", warmup=0.08)},
-        gradients=GradientSpec(clip_norm=10.0),
     )
 
 
@@ -481,14 +494,11 @@ def base() -> Recipe:
     """Return the same model for one GPU and a day: three rounds with smaller batches (a recommendation, not run)."""
     shapes = ((100, None), (500, 9), (2000, 12))
     rounds = tuple(LAST.model_copy(update={"clusters": (count,), "layer": layer}) for count, layer in shapes)
-    return _recipe(
+    return recipe_for(
         AVHuBERTConfig(rounds=rounds),
         longest=20.0,
         batch=BatchSpec(seconds=160.0),
         steps=100_000,
-        optimizer=OptimizerSpec(lr=5e-4, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.01),
-        schedules={"main": ScheduleSpec(shape="linear", warmup=0.08)},
-        gradients=GradientSpec(clip_norm=10.0),
     )
 
 
@@ -525,7 +535,7 @@ def small() -> Recipe:
         restarts=5,
         cluster_batch=2_000,
     )
-    return _recipe(
+    return recipe_for(
         config,
         longest=None,
         side=32,
@@ -533,6 +543,4 @@ def small() -> Recipe:
         batch=BatchSpec(seconds=48.0),
         steps=500,
         optimizer=OptimizerSpec(lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01),
-        schedules={"main": ScheduleSpec(shape="linear", warmup=0.08)},
-        gradients=GradientSpec(clip_norm=10.0),
     )
