@@ -27,6 +27,11 @@ Json = Annotated[bool, Option("--json", help="Print JSON for a program to read."
 Device = Annotated[str | None, Option(help="cpu, cuda, cuda:1, ...; found by itself where not given.")]
 Workers = Annotated[int | None, Option(min=0, help="Decoding processes; chosen from the cores where not given.")]
 Seed = Annotated[int, Option(min=0, help="Seed of everything drawn.")]
+Assignments = Annotated[
+    list[str] | None, Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; repeatable.")
+]
+Windows = Annotated[int | None, Option(min=1, help="Windows a recording; the model's own where not given.")]
+Crops = Annotated[int | None, Option(min=1, max=3, help="1, the centre, or 3 along the longer side of each window.")]
 Split = Annotated[str | None, Option(help="Use the rows of this split.")]
 
 
@@ -36,8 +41,35 @@ class Task(StrEnum):
     probe = "probe"
     knn = "knn"
     retrieval = "retrieval"
+    steps = "steps"
+    classes = "classes"
     speech = "speech"
     events = "events"
+
+
+class Ties(StrEnum):
+    """What other items with exactly equal similarity count in retrieval."""
+
+    average = "average"
+    optimistic = "optimistic"
+    pessimistic = "pessimistic"
+    howto100m = "howto100m"
+
+
+class Missing(StrEnum):
+    """What queries count whose answer has no vector: nothing, or failures."""
+
+    out = "out"
+    failed = "failed"
+
+
+class Downstream(StrEnum):
+    """Tasks of `finetune`."""
+
+    classes = "classes"
+    multilabel = "multilabel"
+    events = "events"
+    words = "words"
 
 
 class Crop(StrEnum):
@@ -135,9 +167,7 @@ def pretrain(
     method: Annotated[str | None, Option(help="A method of `triptych methods`, or module:Class.")] = None,
     out: Annotated[Path | None, Option(help="Folder of the run; it must not hold one.")] = None,
     recipe: Annotated[str | None, Option(help="small, base, paper, or a YAML/JSON file.")] = None,
-    assignments: Annotated[
-        list[str] | None, Option("--set", metavar="KEY=VALUE", help="Change a value of the recipe; repeatable.")
-    ] = None,
+    assignments: Assignments = None,
     init: Annotated[str | None, Option(metavar="MODEL", help="Begin with these weights.")] = None,
     resume: Annotated[Path | None, Option(metavar="RUN", help="Continue this run exactly.")] = None,
     minutes: Annotated[float | None, Option(min=0.05, help="Fit the number of steps to this time.")] = None,
@@ -170,6 +200,96 @@ def pretrain(
 
 
 @app.command()
+def finetune(
+    model: Annotated[
+        str | None, Argument(help="A model folder, a run, or random:METHOD (the same from random weights).")
+    ] = None,
+    source: Annotated[Path | None, Argument(help="A CSV/JSONL manifest with the labels.")] = None,
+    out: Annotated[Path | None, Option(help="Folder of the run; it must not hold one.")] = None,
+    label: Annotated[str | None, Option(metavar="COLUMN", help="Column with the labels.")] = None,
+    task: Annotated[Downstream, Option(help="What is learned from the column.")] = Downstream.classes,
+    recipe: Annotated[str | None, Option(help="A published one of the method, or a YAML/JSON file.")] = None,
+    assignments: Assignments = None,
+    streams: Annotated[str | None, Option(help="Features that the head reads, with commas.")] = None,
+    frozen: Annotated[bool, Option("--frozen", help="Train only the head: linear evaluation.")] = False,
+    val: Annotated[str | None, Option(metavar="SPLIT", help="Split that validates; `val` where there is one.")] = None,
+    hold_out: Annotated[
+        float | None, Option(min=0.0, max=1.0, help="Share of the training rows that validate instead.")
+    ] = None,
+    patience: Annotated[int | None, Option(min=1, help="End after so many epochs without a better one.")] = None,
+    folds: Annotated[str | None, Option(metavar="COLUMN", help="A run for each value, tested on its rows.")] = None,
+    resume: Annotated[Path | None, Option(metavar="RUN", help="Continue this run exactly.")] = None,
+    minutes: Annotated[float | None, Option(min=0.05, help="Fit the number of steps to this time.")] = None,
+    dry_run: Annotated[bool, Option("--dry-run", help="Estimate time and memory; train nothing.")] = False,
+    tensorboard: Annotated[bool, Option("--tensorboard", help="Write event files to OUT/tensorboard, too.")] = False,
+    device: Device = None,
+    as_json: Json = False,
+) -> None:
+    """Train a head on a model, and the model with it, from labels; keep the weights that validate best."""
+    from triptych.api import finetuning, runs
+
+    if resume is not None:
+        if model or source or out or label or recipe or assignments or streams or folds or minutes:
+            raise UsageError("--resume RUN takes everything from the run; give it alone.")
+        if finetuning.has_folds(resume):
+            print(finetuning.resume_folds(resume, device=device).render(as_json))
+        else:
+            runs.resume(resume, device=device, tensorboard=tensorboard)
+        return
+    if model is None or source is None or out is None:
+        raise UsageError("Give MODEL, SOURCE and --out (or --resume RUN).")
+    options: dict[str, Any] = {
+        "label": label,
+        "task": task.value,
+        "recipe": recipe,
+        "assignments": assignments or [],
+        "streams": streams.split(",") if streams else None,
+        "frozen": frozen,
+        "hold_out": hold_out,
+        "patience": patience,
+        "minutes": minutes,
+        "device": device,
+        "tensorboard": tensorboard,
+    }
+    if folds is None:
+        finetuning.finetune(model, source, out, val=val, dry_run=dry_run, **options)
+    elif val or dry_run:
+        raise UsageError("--folds goes with neither --val (give --hold-out) nor --dry-run.")
+    else:
+        print(finetuning.finetune_folds(model, source, out, folds, **options).render(as_json))
+
+
+@app.command()
+def predict(
+    model: ModelName,
+    source: Source,
+    out: Annotated[Path, Option(help="A .csv or .jsonl file.")],
+    windows: Windows = None,
+    crops: Crops = None,
+    each_window: Annotated[bool, Option("--each-window", help="A line for each window, not for a recording.")] = False,
+    split: Split = None,
+    device: Device = None,
+    workers: Workers = None,
+) -> None:
+    """Write what a fine-tuned model says of each recording: classes with scores, events with seconds, words."""
+    from triptych.api import predictions
+
+    print(
+        predictions.predict(
+            model,
+            source,
+            out,
+            split=split,
+            windows=windows,
+            crops=crops,
+            each_window=each_window,
+            device=device,
+            workers=workers,
+        )
+    )
+
+
+@app.command()
 def evaluate(
     model: ModelName,
     source: Source,
@@ -180,10 +300,16 @@ def evaluate(
     target: Annotated[str | None, Option("--to", metavar="STREAM", help="Retrieval: only answers of it.")] = None,
     group: Annotated[str | None, Option(metavar="COLUMN", help="Rows that are one item.")] = None,
     folds: Annotated[str | None, Option(metavar="COLUMN", help="Cross-validate over this column.")] = None,
-    windows: Annotated[int | None, Option(min=1, help="Windows a recording; the model's own where not given.")] = None,
+    windows: Windows = None,
+    crops: Crops = None,
     split: Split = None,
     snr: Annotated[str | None, Option(help="Speech: also in noise, at these decibels, with commas.")] = None,
     noise: Annotated[str | None, Option(help="Speech: that noise; the other utterances where not given.")] = None,
+    seconds: Annotated[float | None, Option(min=0.1, help="Steps: length of a window; else the model's.")] = None,
+    stride: Annotated[float, Option(min=0.05, help="Steps: seconds between windows.")] = 1.0,
+    ties: Annotated[Ties, Option(help="Retrieval: what equal similarities count.")] = Ties.average,
+    missing: Annotated[Missing, Option(help="Retrieval: queries whose answer has no vector.")] = Missing.out,
+    more: Annotated[bool, Option("--more", help="Retrieval: also R@50, mean rank and geometric mean.")] = False,
     baseline: Annotated[bool, Option(help="Also measure pixel and spectrogram statistics.")] = True,
     seed: Seed = 0,
     device: Device = None,
@@ -205,9 +331,15 @@ def evaluate(
             group=group,
             folds=folds,
             windows=windows,
+            crops=crops,
             split=split,
             decibels=[_decibels(text) for text in snr.split(",")] if snr else (),
             noise=noise,
+            seconds=seconds,
+            stride=stride,
+            ties=ties.value,
+            missing=missing.value,
+            more=more,
             baseline=baseline,
             seed=seed,
             device=device,

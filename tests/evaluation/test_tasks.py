@@ -109,7 +109,7 @@ def test_rows_with_several_labels_are_scored_by_map(rows: Rows, monkeypatch: pyt
     several = rows.with_columns({"tags": marks})
     train, test = several.split("train"), several.split("test")
     scores = LinearProbe("tags", streams=["video"]).run(Known(), train, test)
-    assert set(scores) == {"video mAP", "video d'"}
+    assert set(scores) == {"video mAP", "video AUC", "video d'"}
     found = scores["video mAP"]
     assert 80 < found.value < 95 and found.low < found.value < found.high and 25 < found.chance < 35  # type: ignore
     assert "5 classes" in found.note and scores["video d'"].value > 1 and scores["video d'"].chance == 0

@@ -9,6 +9,7 @@ from pathlib import Path
 from triptych.api.sources import open_model, open_source
 from triptych.errors import UsageError
 from triptych.evaluation.baselines import PixelsAndSpectrogram
+from triptych.evaluation.classification import Classification
 from triptych.evaluation.evaluator import (
     Evaluator,
     Score,
@@ -19,15 +20,18 @@ from triptych.evaluation.evaluator import (
     with_windows,
 )
 from triptych.evaluation.events import EventLocalization
+from triptych.evaluation.metrics import Ties
 from triptych.evaluation.probe import KNN, LinearProbe
-from triptych.evaluation.retrieval import Retrieval
+from triptych.evaluation.retrieval import Missing, Retrieval
 from triptych.evaluation.speech import SpeechRecognition
 from triptych.evaluation.splits import folds as cross_validate
 from triptych.evaluation.splits import train_and_test
+from triptych.evaluation.steps import StepLocalization
 from triptych.evaluation.table import Results
 from triptych.media.collection import Rows
 from triptych.methods.lavish import LAVISH
 from triptych.methods.recognition import Recognition
+from triptych.methods.supervised import Supervised
 from triptych.model import Model, random_model
 
 
@@ -42,9 +46,15 @@ def evaluate(
     group: str | None = None,
     folds: str | None = None,
     windows: int | None = None,
+    crops: int | None = None,
     split: str | None = None,
     decibels: Sequence[int] = (),
     noise: str | None = None,
+    seconds: float | None = None,
+    stride: float = 1.0,
+    ties: Ties = "average",
+    missing: Missing = "out",
+    more: bool = False,
     baseline: bool = True,
     seed: int = 0,
     device: str | None = None,
@@ -55,19 +65,25 @@ def evaluate(
     Args:
         model: A model, or its name.
         source: Recordings; probes learn on ``train`` and are tested on ``test``, or else on ``val``.
-        tasks: ``probe``, ``knn``, ``retrieval``, ``speech``, ``events``.
+        tasks: ``probe``, ``knn``, ``retrieval``, ``steps``; of fine-tuned models ``classes``, ``speech``, ``events``.
         label: Column of the labels, for probe and knn; cells with several make it a multi-label task. Column of the
             transcripts, for speech; ``caption`` where None. Column of the labels by second, for events; the one that
-            the model was trained on where None.
+            the model was trained on where None; so, too, for classes.
         streams: Streams of probe and knn; what is given to speech recognition, in turn.
         query: Retrieval from this stream only.
         target: Retrieval to this stream only.
         group: Column whose equal values are one item.
         folds: Column to cross-validate over.
         windows: Windows a recording.
+        crops: Crops of each window: 1, the centre, or 3 along the longer side.
         split: Split to test on.
         decibels: Ratios of speech to noise at which speech recognition is measured, too.
         noise: Folder or manifest of that noise; other utterances where None.
+        seconds: Length of a window, for steps; the model's own where None.
+        stride: Seconds between windows, for steps.
+        ties: What equal similarities count in retrieval.
+        missing: What queries without an answer count in retrieval.
+        more: Whether retrieval tells R@50, mean rank and geometric mean, too.
         baseline: Whether to measure the baseline, too.
         seed: Of baseline choices and of the intervals.
         device: Where.
@@ -80,8 +96,9 @@ def evaluate(
     rows = open_source(source)
     found = model if isinstance(model, Model) else open_model(model, rows, device)
     asked = (found, rows, label, streams, query, target, group, seed, decibels, noise)
-    evaluators = [_evaluator(Asked(task, *asked)) for task in tasks]
-    learns = any(task not in ("retrieval", "speech", "events") for task in tasks)
+    options = (seconds, stride, ties, missing, more)
+    evaluators = [_evaluator(Asked(task, *asked, *options)) for task in tasks]
+    learns = any(task in ("probe", "knn") for task in tasks)
     if folds is not None:
         parts: list[tuple[Rows | None, Rows]] = [*cross_validate(rows, folds)]
     else:
@@ -93,7 +110,7 @@ def evaluate(
     twin.method.to(next(found.method.parameters()).device)
     models = {found.name: found} if found.name.startswith("random:") else {found.name: found, twin.name: twin}
     looked_at = _together(rows, [*tested, *(learned if learns else [])])
-    sweeps = Sweeps(models, looked_at, with_windows(found.test, windows), workers)
+    sweeps = Sweeps(models, looked_at, with_windows(found.test, windows, crops), workers)
     scores = {name: _scores(partial(_same, sweeps.of(name)), evaluators, parts) for name in models}
 
     notes = [f"{len(sweeps.problems)} recordings could not be read"] if sweeps.problems else []
@@ -101,7 +118,7 @@ def evaluate(
         notes += [f"{name}: {score.note}" for name, score in scores[found.name].items()]
     if baseline:
         retrieves = _can_retrieve(learned, tested, {query, target})
-        trained = (SpeechRecognition, EventLocalization)  # what only a fine-tuned model can do
+        trained = (Classification, SpeechRecognition, EventLocalization, StepLocalization)  # pixels cannot do it
         asking = [one for one in evaluators if not isinstance(one, trained)]
         chosen = [one for one in asking if retrieves or not isinstance(one, Retrieval)]
         if chosen != asking:
@@ -130,6 +147,11 @@ class Asked:
     seed: int
     decibels: Sequence[int]
     noise: str | None
+    seconds: float | None
+    stride: float
+    ties: Ties
+    missing: Missing
+    more: bool
 
     def check_streams(self) -> None:
         """Check that the model reads every stream that is asked for.
@@ -158,7 +180,19 @@ class Asked:
 def _retrieval(asked: Asked) -> Evaluator:
     if not asked.model.method.spaces:
         raise UsageError(f"{asked.model.method_name} has no joint space, so there is nothing to retrieve in.")
-    return Retrieval(asked.query, asked.target, asked.group, asked.model.method.spaces, seed=asked.seed)
+    conventions = (asked.ties, asked.missing, asked.more)
+    spaces = asked.model.method.spaces
+    return Retrieval(asked.query, asked.target, asked.group, spaces, *conventions, seed=asked.seed)
+
+
+def _steps(asked: Asked) -> Evaluator:
+    column, spaces = asked.column(), asked.model.method.spaces
+    if not spaces or "text" not in asked.model.test.views[0]:
+        raise UsageError(f"{asked.model.method_name} has no joint space of words and windows to find steps in.")
+    asked.rows.column(column)
+    streams = asked.streams or ([asked.target] if asked.target else None)
+    windows = (asked.seconds, asked.stride)
+    return StepLocalization(column, streams, asked.group, spaces, *windows, seed=asked.seed)
 
 
 def _probe(asked: Asked) -> Evaluator:
@@ -179,6 +213,15 @@ def _speech(asked: Asked) -> Evaluator:
     return SpeechRecognition(streams, column, asked.decibels, asked.noise, asked.group, asked.seed)
 
 
+def _classes(asked: Asked) -> Evaluator:
+    if not isinstance(asked.model.method, Supervised):
+        raise UsageError(f"{asked.model.method_name} names no classes; train one that does: triptych finetune.")
+    options = asked.model.method.options
+    asked.rows.column(asked.label or options.label)
+    several = options.task == "multilabel"
+    return Classification(options.classes, asked.label or options.label, several, group=asked.group, seed=asked.seed)
+
+
 def _events(asked: Asked) -> Evaluator:
     if not isinstance(asked.model.method, LAVISH):
         raise UsageError(f"{asked.model.method_name} tells no events; fine-tune one that does: docs/methods/lavish.md.")
@@ -191,6 +234,8 @@ TASKS: dict[str, Callable[[Asked], Evaluator]] = {
     "probe": _probe,
     "knn": _knn,
     "retrieval": _retrieval,
+    "steps": _steps,
+    "classes": _classes,
     "speech": _speech,
     "events": _events,
 }

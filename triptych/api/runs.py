@@ -1,15 +1,17 @@
 """Verbs that train: a new run, and an interrupted one."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from triptych import catalog, distributed
 from triptych.api.sources import choose_device, complete, named_recipe, open_source, read_run
-from triptych.data.targets import OneLabel
+from triptych.data.targets import OneLabel, Targets
 from triptych.data.text import Tokenizer
 from triptych.errors import UsageError
 from triptych.files import leftovers
@@ -57,8 +59,7 @@ def pretrain(
         UsageError: If ``out`` holds something, or recipe, method or source do not fit.
     """
     out, place = Path(out), parallel.start(choose_device(device))
-    if distributed.agree(out.is_file() or (out.exists() and bool({*out.iterdir()} - {*leftovers(out)}))):
-        raise UsageError(f"{out} holds something already; continue it with --resume {out}, or choose another place.")
+    check_free(out)
     made = recipe if isinstance(recipe, Recipe) else named_recipe(method, recipe)
     made = override(made, list(assignments))
     rows = open_source(source)
@@ -71,27 +72,16 @@ def pretrain(
         module.take_words(tokenizer.vectors)
     if init is not None:
         start_from(module, read_model(init))
-    targets = {label: OneLabel(classes)} if label else None
-    estimate = estimate_run(module, made, rows, tokenizer, targets, place)
-    if minutes is not None:
-        steps = distributed.agree(max(int(60 * minutes / estimate.step_seconds / made.rounds), 1))
-        made = made.model_copy(update={"steps": steps, "epochs": None})
-        estimate = estimate.for_steps(steps * made.rounds)
     which = (
         recipe if isinstance(recipe, str) else "given" if recipe else ("base" if torch.cuda.is_available() else "small")
     )
-    if distributed.rank() == 0:
-        print(f"{made.method} ({which} recipe) on {place}: {estimate.describe(len(rows))}")
-    if dry_run:
-        return None
-    torch.manual_seed(made.seed)
     facts = {
         "source": str(Path(rows.source).resolve()),
         "label": label,
         "init": init and str(init),
         "versions": versions(),
     }
-    return loop.fit(
+    run = Run(
         module,
         made,
         rows,
@@ -99,12 +89,65 @@ def pretrain(
         tokenizer,
         watch=watch,
         watch_epochs=watch_epochs,
-        targets=targets,
+        targets={label: OneLabel(classes)} if label else None,
         labels=classes,
         device=place,
         facts=facts,
         tensorboard=tensorboard,
     )
+    return run.begin(which, minutes, dry_run)
+
+
+def check_free(out: Path) -> None:
+    """Check that a run may begin in a folder.
+
+    Raises:
+        UsageError: If it holds something.
+    """
+    if distributed.agree(out.is_file() or (out.exists() and bool({*out.iterdir()} - {*leftovers(out)}))):
+        raise UsageError(f"{out} holds something already; continue it with --resume {out}, or choose another place.")
+
+
+@dataclass
+class Run:
+    """Everything that a run is given; see ``loop.fit``."""
+
+    method: Method
+    recipe: Recipe
+    rows: Rows
+    out: Path
+    tokenizer: Tokenizer | None
+    device: torch.device
+    facts: Mapping[str, Any]
+    targets: Targets | None = None
+    labels: tuple[str, ...] = ()
+    watch: loop.Watch | None = None
+    watch_epochs: int | None = None
+    tensorboard: bool = False
+
+    def begin(self, which: str, minutes: float | None, dry_run: bool) -> Path | None:
+        """Tell what the run will take, and train; return the model's folder.
+
+        Args:
+            which: Name of the recipe, for the message.
+            minutes: Fit the number of steps to this time.
+            dry_run: Tell only.
+        """
+        estimate = estimate_run(self.method, self.recipe, self.rows, self.tokenizer, self.targets, self.device)
+        if minutes is not None:
+            rounds = self.recipe.rounds
+            steps = distributed.agree(max(int(60 * minutes / estimate.step_seconds / rounds), 1))
+            self.recipe = self.recipe.model_copy(update={"steps": steps, "epochs": None})
+            estimate = estimate.for_steps(steps * rounds)
+        if distributed.rank() == 0:
+            told = estimate.describe(len(self.rows))
+            print(f"{self.recipe.method} ({which} recipe) on {self.device}: {told}")
+        return None if dry_run else self.go_on()
+
+    def go_on(self) -> Path:
+        """Train, from the beginning or from where the run stopped; return the model's folder."""
+        torch.manual_seed(self.recipe.seed)
+        return loop.fit(**{field.name: getattr(self, field.name) for field in fields(self)})
 
 
 def resume(run: str | Path, device: str | None = None, tensorboard: bool = False) -> Path:
@@ -123,27 +166,22 @@ def resume(run: str | Path, device: str | None = None, tensorboard: bool = False
     if (run / "model").is_dir():
         print(f"{run} has ended; its model is {run / 'model'}")
         return run / "model"
+    if "task" in facts:
+        from triptych.api.finetuning import go_on  # which begins runs, too
+
+        return go_on(run, made, facts, device, tensorboard)
     rows = open_source(facts["source"]).split("train")
     label = facts.get("label")
     classes = tuple(sorted({value for value in rows.column(label) if value})) if label else ()
     tokenizer = Tokenizer.train(rows.captions(), made.tokenizer) if made.tokenizer else None
     torch.manual_seed(made.seed)
     module: Method = catalog.resolve(made.method)(made.config)
-    place = parallel.start(choose_device(device))
     targets = {label: OneLabel(classes)} if label else None
     kept = {key: facts.get(key) for key in ("source", "label", "init", "versions")}
-    return loop.fit(
-        module,
-        made,
-        rows,
-        run,
-        tokenizer,
-        targets=targets,
-        labels=classes,
-        device=place,
-        facts=kept,
-        tensorboard=tensorboard,
-    )
+    place = parallel.start(choose_device(device))
+    return Run(
+        module, made, rows, run, tokenizer, place, kept, targets=targets, labels=classes, tensorboard=tensorboard
+    ).go_on()
 
 
 def versions() -> dict[str, str]:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from triptych.batch import Batch, Clip, Stream
 from triptych.data.audio import draw_sound, finish_sound
-from triptych.data.mixing import lay_background
+from triptych.data.mixing import Mix, lay_background
 from triptych.data.spans import Piece, Span
 from triptych.data.text import Tokenizer
 from triptych.data.video import Box, cut, draw_box, draw_colours, finish_video, needed_side
@@ -340,7 +340,9 @@ def _side_by_side(tensors: list[Tensor]) -> Tensor:
     return stacked
 
 
-def finish(raw: RawBatch, viewing: Viewing, device: torch.device, targets: dict[str, Tensor]) -> Batch:
+def finish(
+    raw: RawBatch, viewing: Viewing, device: torch.device, targets: dict[str, Tensor], mix: Mix | None = None
+) -> Batch:
     """Bring a batch to ``device`` and transform it there, with the draws that came along.
 
     Args:
@@ -348,18 +350,25 @@ def finish(raw: RawBatch, viewing: Viewing, device: torch.device, targets: dict[
         viewing: The viewing that it was decoded for.
         device: Where the method lives.
         targets: By column, one value a row of the data set.
+        mix: Which rows are mixed, and how; the targets are shares then.
     """
     views = []
     for view, specs in zip(raw.views, viewing.views, strict=True):
-        views.append({stream: _finish_clip(clip.to(device), specs[stream]) for stream, clip in view.items()})
+        views.append({stream: _finish_clip(clip.to(device), specs[stream], mix) for stream, clip in view.items()})
     chosen = {name: values[raw.rows] for name, values in targets.items()}
+    if mix is not None:
+        chosen = {name: mix.blend(values) for name, values in chosen.items()}
     return Batch(tuple(views), raw.rows, raw.drawn, chosen).to(device)
 
 
-def _finish_clip(clip: RawClip, spec: StreamSpec) -> Clip:
+def _finish_clip(clip: RawClip, spec: StreamSpec, mix: Mix | None = None) -> Clip:
     data, length = clip.data, clip.length
     if isinstance(spec.transform, VideoTransform):
         data = finish_video(data, clip.draws, spec.transform)
+        if mix is not None:
+            data, length = mix.blend_pictures(data), mix.longer(length)
     elif isinstance(spec.transform, AudioTransform):
+        if mix is not None:
+            data, length = mix.blend(data), mix.longer(length)
         data, length = finish_sound(data, length, spec.rate, clip.draws, spec.transform)
     return Clip(data, length, clip.span, clip.times)

@@ -23,13 +23,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from triptych.batch import Batch
 from triptych.data.clips import Item, Look, RawBatch, collate, decode, finish, seeded
+from triptych.data.mixing import draw_mix
 from triptych.data.order import Order
 from triptych.data.targets import Targets
 from triptych.data.text import Tokenizer
 from triptych.data.windows import draw_windows
 from triptych.errors import TriptychError, UsageError
 from triptych.media.collection import Rows
-from triptych.recipe import AudioTransform, BatchSpec, TextTransform, Viewing
+from triptych.recipe import AudioTransform, BatchSpec, Mixing, TextTransform, Viewing
 
 ATTEMPTS = 20
 """Rows tried for one place of a batch before the loader gives up."""
@@ -81,6 +82,7 @@ class Loader:
         tokenizer: Tokenizer | None = None,
         targets: Targets | None = None,
         epoch_rows: int | None = None,
+        mixing: Mixing | None = None,
         workers: int | None = None,
         device: torch.device | str = "cpu",
         rank: int = 0,
@@ -96,6 +98,7 @@ class Loader:
             tokenizer: Needed where a view has text.
             targets: Columns that become ``Batch.targets``, and how.
             epoch_rows: Rows of an epoch; all where None.
+            mixing: Mixing of the rows of an epoch's micro-batches; a sweep mixes nothing. Targets are shares then.
             workers: Decoding processes; 0 decodes in this one; chosen from the cores where None.
             device: Where batches are transformed and delivered.
             rank: Number of this process.
@@ -120,6 +123,9 @@ class Loader:
             None if batch is None else Order(rows, viewing, batch, seed, epoch_rows, world * batch.accumulate)
         )
         self._targets = {column: target.read(rows, column) for column, target in (targets or {}).items()}
+        self._mixing = mixing
+        if mixing is not None:
+            self._targets = {name: target.shares(self._targets[name], name) for name, target in (targets or {}).items()}
         together = 1 if batch is None else batch.repeat * batch.together
         self._worker = _Worker(rows, viewing, seed, tokenizer, together)
         self._tasks = _Tasks()
@@ -196,7 +202,11 @@ class Loader:
                 last = self._name(*result.problems[-1])
                 raise TriptychError(f"More than half of the rows of an epoch cannot be used; the last: {last}")
             assert result.batch is not None
-            yield finish(result.batch, self.viewing, self.device, self._targets)
+            mix = None
+            if self._mixing is not None:
+                key = (self.seed, epoch, "mixing", *result.batch.rows.tolist())
+                mix = draw_mix(self._mixing, len(result.batch.rows), seeded(*key))
+            yield finish(result.batch, self.viewing, self.device, self._targets, mix)
 
     def sweep(self, rows: Iterable[int] | None = None, batch_rows: int = 32) -> Iterator[Batch]:
         """Yield this rank's share of ``rows`` (all where None) in order; unreadable ones are left out and reported.

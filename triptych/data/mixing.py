@@ -1,16 +1,82 @@
-"""Sounds laid over each other at a given loudness."""
+"""Rows of a batch mixed with one another, and sounds laid over each other at a given loudness."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from triptych.errors import TriptychError
 from triptych.media.collection import Rows
-from triptych.recipe import Background
+from triptych.recipe import Background, Mixing
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Which rows of a batch are mixed, and how much of each is its own."""
+
+    partners: Int[Tensor, " batch"]
+    """Row that each is mixed with."""
+    shares: Float[Tensor, " batch"]
+    """What stays of each row."""
+    boxes: Float[Tensor, "batch 4"]
+    """Top, left, bottom and right of what is cut out of the pictures of the other row, as shares of height and width;
+    nothing, where the whole pictures are mixed."""
+
+    def blend(self, x: Shaped[Tensor, "batch ..."]) -> Shaped[Tensor, "batch ..."]:
+        """Return each row mixed with its partner by its share."""
+        shares = _along(self.shares, x)
+        return x * shares + x[self.partners.to(x.device)] * (1 - shares)
+
+    def blend_pictures(
+        self, x: Float[Tensor, "batch *frames height width channels"]
+    ) -> Float[Tensor, "batch *frames height width channels"]:
+        """Return each row mixed with its partner, or with a box of it."""
+        down, across = ((torch.arange(size, device=x.device) + 0.5) / size for size in x.shape[-3:-1])
+        top, left, bottom, right = self.boxes.to(x.device).T[:, :, None, None]
+        inside = (down[:, None] >= top) & (down[:, None] < bottom) & (across >= left) & (across < right)
+        inside = inside.reshape(len(x), *[1] * (x.ndim - 4), *inside.shape[1:], 1)
+        boxed = _along(self.boxes[:, 2] > self.boxes[:, 0], x)
+        return torch.where(boxed, torch.where(inside, x[self.partners.to(x.device)], x), self.blend(x))
+
+    def longer(self, length: Int[Tensor, "batch *candidates"]) -> Int[Tensor, "batch *candidates"]:
+        """Return the valid steps of each mixed row: as many as the longer of the two has."""
+        return torch.maximum(length, length[self.partners.to(length.device)])
+
+
+def _along(values: Shaped[Tensor, " batch"], x: Tensor) -> Tensor:
+    """Return a value a row with as many axes as ``x`` has."""
+    return values.to(x.device).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def draw_mix(mixing: Mixing, batch: int, generator: torch.Generator) -> Mix:
+    """Draw how the rows of a batch are mixed.
+
+    Source: mixup (Zhang et al., arXiv 1710.09412), cutmix (Yun et al., arXiv 1905.04899; the box lies round a uniform
+    place and is cut at the edges, and the share is that of what is left).
+    """
+    draws = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    count = 1 if mixing.each == "batch" else batch
+    partners = np.arange(batch)[::-1] if mixing.each == "batch" else draws.integers(batch, size=batch)
+    mixed = draws.random(count) < mixing.probability
+    both = mixing.mixup > 0 and mixing.cutmix > 0
+    cut = draws.random(count) < (mixing.switch if both else float(mixing.cutmix > 0))
+    mixup, cutmix = (draws.beta(x, x, count) if x else np.ones(count) for x in (mixing.mixup, mixing.cutmix))
+    shares = np.where(mixed, np.where(cut, cutmix, mixup), 1.0)
+    half = np.sqrt(1 - shares)[:, None] / 2
+    place = draws.random((count, 2))
+    boxes = np.concatenate([np.clip(place - half, 0, 1), np.clip(place + half, 0, 1)], axis=1) * (cut & mixed)[:, None]
+    left = 1 - (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    shares = np.where(cut & mixed, left, shares)
+    return Mix(
+        torch.from_numpy(partners.copy()),
+        torch.from_numpy(np.broadcast_to(shares, batch).astype(np.float32)),
+        torch.from_numpy(np.broadcast_to(boxes, (batch, 4)).astype(np.float32)),
+    )
 
 
 def mix_noise(

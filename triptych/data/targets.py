@@ -13,6 +13,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+from torch.nn import functional
 
 from triptych.data.event_lists import BACKGROUND
 from triptych.errors import TriptychError, UsageError
@@ -35,6 +36,14 @@ class Target(Protocol):
         """
         ...
 
+    def shares(self, targets: Shaped[Tensor, "rows ..."], column: str) -> Float[Tensor, "rows ..."]:
+        """Return targets that ``read`` gave as numbers that can be mixed; NaN where there is none.
+
+        Raises:
+            UsageError: If they cannot be mixed.
+        """
+        ...
+
 
 Targets = Mapping[str, Target]
 """By column."""
@@ -50,6 +59,10 @@ class Number:
             return torch.tensor([float(value) if value.strip() else math.nan for value in rows.column(column)])
         except ValueError as error:
             raise UsageError(f"The column '{column}' holds something that is no number: {error}.") from None
+
+    def shares(self, targets: Float[Tensor, "rows ..."], column: str) -> Float[Tensor, "rows ..."]:
+        """Return the targets as they are."""
+        return targets
 
 
 @dataclass(frozen=True)
@@ -68,6 +81,11 @@ class OneLabel:
         """Return the places among the classes; ``NO_LABEL`` where a cell is empty."""
         places = _places(self.classes, column, {value.strip() for value in rows.column(column)})
         return torch.tensor([places[value.strip()] for value in rows.column(column)])
+
+    def shares(self, targets: Int[Tensor, " rows"], column: str) -> Float[Tensor, "rows classes"]:
+        """Return 1 for the class of each row, else 0; NaN where there is none."""
+        spread = functional.one_hot(targets.clamp(min=0), len(self.classes)).float()
+        return spread.masked_fill(targets[:, None] < 0, math.nan)
 
 
 @dataclass(frozen=True)
@@ -93,6 +111,10 @@ class SeveralLabels:
             line[[places[label] for label in labels or ()]] = 1.0
         return targets
 
+    def shares(self, targets: Float[Tensor, "rows ..."], column: str) -> Float[Tensor, "rows ..."]:
+        """Return the targets as they are."""
+        return targets
+
 
 @dataclass(frozen=True)
 class LabelsBySecond:
@@ -115,6 +137,10 @@ class LabelsBySecond:
         for line, labels in zip(targets, found, strict=True):
             line[: len(labels)] = torch.tensor([places[label] for label in labels], dtype=torch.long)
         return targets
+
+    def shares(self, targets: Int[Tensor, "rows seconds"], column: str) -> Float[Tensor, "rows ..."]:
+        """Refuse: seconds of two rows are not mixed."""
+        raise UsageError(f"Rows with a label for each second ('{column}') are not mixed: take `mixing` out.")
 
 
 def read_labels(rows: Rows, column: str) -> list[tuple[str, ...] | None]:

@@ -11,7 +11,7 @@ from jaxtyping import Int
 from triptych.embedding import EmbeddingTable, Looks, sweep_all
 from triptych.errors import UsageError
 from triptych.media.collection import Rows
-from triptych.recipe import Grid, Viewing
+from triptych.recipe import Grid, Viewing, validate
 
 
 @dataclass(frozen=True)
@@ -120,17 +120,20 @@ class Evaluator(Protocol):
         ...
 
 
-def with_windows(viewing: Viewing, windows: int | None) -> Viewing:
-    """Return a viewing with so many evenly spaced windows a recording; unchanged where None.
+def with_windows(viewing: Viewing, windows: int | None, crops: int | None = None) -> Viewing:
+    """Return a viewing with so many evenly spaced windows a recording, and crops of each; unchanged where None.
 
     Raises:
-        UsageError: If the viewing has no grid of windows.
+        UsageError: If the viewing has no grid of windows, or there are not 1 or 3 crops.
     """
-    if windows is None:
+    if windows is None and crops is None:
         return viewing
     if not isinstance(viewing.windows, Grid):
-        raise UsageError(f"--windows needs a model that looks through a grid; this one uses {viewing.windows.kind}.")
-    grid = viewing.windows.model_copy(update={"count": windows, "stride": None})
+        what = "--crops" if windows is None else "--windows"
+        raise UsageError(f"{what} needs a model that looks through a grid; this one uses {viewing.windows.kind}.")
+    changes: dict[str, int | None] = {} if windows is None else {"count": windows, "stride": None}
+    changes |= {} if crops is None else {"crops": crops}
+    grid = validate(Grid, viewing.windows.model_dump() | changes, "--crops")
     return viewing.model_copy(update={"windows": grid})
 
 

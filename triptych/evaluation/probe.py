@@ -302,10 +302,12 @@ class Task:
         prior = scored.labels.mean(axis=0)
         chance = 100 * float(prior[prior > 0].mean())
         mean_ap = [100 * one.mean_ap for one in drawn]
+        areas = [100 * one.mean_auc for one in drawn]
         d_prime = [one.d_prime for one in drawn]
         note = ", ".join(filter(None, (note, left)))
         return {
             f"{stream} mAP": Score(100 * whole.mean_ap, *metrics.interval(mean_ap), count, chance, note),
+            f"{stream} AUC": Score(100 * whole.mean_auc, *metrics.interval(areas), count, 50.0, note),
             f"{stream} d'": Score(whole.d_prime, *metrics.interval(d_prime), count, 0.0, note),
         }
 

@@ -147,7 +147,7 @@ class Finetuned(Method):
             clock: In training: while the base is frozen, no gradient is kept for it.
             only: The one feature that is asked for; all where None.
         """
-        wanted = "+".join(self.options.streams).split("+")
+        wanted = (only or "+".join(self.options.streams)).split("+")
         frozen = self.options.frozen or (clock is not None and clock.step < self.options.frozen_until)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
             clips = {stream: clip for stream, clip in view.items() if stream in wanted}
@@ -159,15 +159,16 @@ class Finetuned(Method):
         Where features of several streams are wanted and only some of these are there, the base's features of those
         count, if it has them.
         """
-        found = self.read(view, clock)
         some = next(iter(view.values())).length
         parts = []
         for stream in self.options.streams:
-            fitting = [name for name in found if set(name.split("+")) <= set(stream.split("+"))]
-            if not fitting:
+            there = {name: view[name] for name in stream.split("+") if name in view}
+            whole = len(there) == len(set(stream.split("+")))
+            found = self.read(there, clock, stream if whole else None) if there else {}
+            if not found:
                 parts.append(torch.zeros(len(some), self._widths[stream], device=some.device))
                 continue
-            name = max(fitting, key=lambda name: name.count("+"))
+            name = max(found, key=lambda name: name.count("+"))
             parts.append(found[name].pooled * self._present(view, name)[:, None])
         return torch.cat(parts, dim=1)
 

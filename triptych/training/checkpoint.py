@@ -45,6 +45,12 @@ class Position:
     """Rows seen."""
     planned: bool = False
     """Whether the current epoch's plan was made."""
+    best: float | None = None
+    """Best value so far of the score that ``recipe.selection`` names."""
+    best_step: int | None = None
+    """Step that it was measured at: the checkpoint is kept."""
+    stale: int = 0
+    """Measurements in a row without a better value."""
 
 
 @dataclass
@@ -109,7 +115,7 @@ def save(out: Path, training: Training, recipe: Recipe, tokenizer: Tokenizer | N
     Raises:
         TriptychError: On all ranks, if it cannot be written; the older ones stay.
     """
-    folder = out / "checkpoints" / f"step-{training.position.step:08d}"
+    folder = at_step(out, training.position.step)
     if distributed.agree(folder.exists()):  # the run has not moved since
         return folder
     weights = gathered(model_tensors(training.method))
@@ -127,9 +133,28 @@ def save(out: Path, training: Training, recipe: Recipe, tokenizer: Tokenizer | N
                 save_file(kept, place / "run.safetensors")
                 save_file(moments, place / "optimizer.safetensors")
                 (place / "state.json").write_text(json.dumps(asdict(training.position), indent=2) + "\n")
+            best = training.position.best_step
             for old in find(out)[: -recipe.keep]:
-                remove_folder(old)
+                if best is None or old != at_step(out, best):
+                    remove_folder(old)
     return folder
+
+
+def at_step(out: Path, step: int) -> Path:
+    """Return where the checkpoint of a step lies."""
+    return out / "checkpoints" / f"step-{step:08d}"
+
+
+def weights_at(folder: Path) -> dict[str, Tensor]:
+    """Return the weights that a checkpoint's model has: the moving average where there is one.
+
+    Raises:
+        TriptychError: If a file is damaged or missing.
+    """
+    remedy = "the run cannot end with its best weights"
+    kept = read_tensors(folder / "run.safetensors", remedy)
+    average = {name.removeprefix("average."): x for name, x in kept.items() if name.startswith("average.")}
+    return average or read_tensors(folder / "model" / "model.safetensors", remedy)
 
 
 def find(out: Path) -> list[Path]:

@@ -56,6 +56,7 @@ def estimate_run(
         recipe.train,
         recipe.batch,
         epoch_rows=recipe.epoch_rows,
+        mixing=recipe.mixing,
         seed=recipe.seed,
         tokenizer=tokenizer,
         targets=targets,

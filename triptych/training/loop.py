@@ -27,7 +27,7 @@ from triptych.errors import TriptychError, UsageError
 from triptych.media.collection import Rows
 from triptych.method import Clock, Losses, Method
 from triptych.model import model_tensors, write_model
-from triptych.recipe import Recipe
+from triptych.recipe import Recipe, Selection
 from triptych.training import checkpoint, parallel
 from triptych.training.checkpoint import Position, Training
 from triptych.training.gradients import backward, find_rule
@@ -82,7 +82,7 @@ def fit(
         out: The run's folder.
         tokenizer: Where a view has text.
         watch: Asked for scores at the end of the run, and every ``watch_epochs`` epochs.
-        watch_epochs: See ``watch``.
+        watch_epochs: See ``watch``; those of ``recipe.selection``, if it has one.
         targets: Columns that become ``Batch.targets``, see ``Loader``.
         labels: Names of the classes, kept in the model.
         device: Where to train; with several processes each takes its own of this kind.
@@ -94,7 +94,8 @@ def fit(
 
     Raises:
         Stopped: After Ctrl-C or SIGTERM; a checkpoint was written.
-        UsageError: If ``out`` holds a run of another recipe or of other data.
+        UsageError: If ``out`` holds a run of another recipe or of other data, or the recipe selects by a score that
+            ``watch`` does not give.
         TriptychError: If a loss is not finite, data cannot be read, or nothing can be written.
     """
     out = Path(out)
@@ -125,12 +126,20 @@ def fit(
         finally:
             if journal is not None:
                 journal.close()
-    final = checkpoint.gathered(training.average or model_tensors(method))
+    final = _final(training, recipe, out)
     with parallel.first_rank() as here:
         if here:
             made = {"steps": position.step, "seed": recipe.seed, **(facts or {})}
             write_model(out / "model", method, recipe, tokenizer, labels, made, tensors=final)
     return out / "model"
+
+
+def _final(training: Training, recipe: Recipe, out: Path) -> dict[str, Tensor]:
+    """Return the tensors that the run ends with, on rank 0."""
+    best, selection = training.position.best_step, recipe.selection
+    if best is not None and best != training.position.step and selection is not None and selection.keep == "best":
+        return checkpoint.weights_at(checkpoint.at_step(out, best)) if distributed.rank() == 0 else {}
+    return checkpoint.gathered(training.average or model_tensors(training.method))
 
 
 def _prepare(method: Method, recipe: Recipe) -> Training:
@@ -158,7 +167,7 @@ def _loaders(
         "rank": distributed.rank(),
         "world": distributed.world_size(),
     }
-    train = Loader(rows, recipe.train, recipe.batch, epoch_rows=recipe.epoch_rows, **shared)
+    train = Loader(rows, recipe.train, recipe.batch, epoch_rows=recipe.epoch_rows, mixing=recipe.mixing, **shared)
     with train, Loader(rows, recipe.test, **shared) as test:
         yield train, test
 
@@ -228,9 +237,13 @@ class _Run:
 
     def train(self, watch: Watch | None, watch_epochs: int | None) -> None:
         """Train to the end of the last round."""
-        here = self.position
-        while True:
-            while here.round_step < self.steps:
+        here, selection = self.position, self.recipe.selection
+        if selection is not None:
+            watch_epochs = selection.epochs
+            if watch is None:
+                raise UsageError(f"The recipe selects by '{selection.score}' on held-out rows; there are none.")
+        while not self._stale:
+            while here.round_step < self.steps and not self._stale:
                 if not here.planned:
                     self._plan()
                 self._epoch()
@@ -241,8 +254,14 @@ class _Run:
             self._next_epoch(watch, watch_epochs)
             here.round, here.round_step = here.round + 1, 0
         self._save()
-        if watch is not None:
+        if watch is not None and not self._stale:
             self._watch(watch)
+
+    @property
+    def _stale(self) -> bool:
+        """Whether the held-out score has not become better for as long as the recipe is patient."""
+        selection = self.recipe.selection
+        return selection is not None and selection.patience is not None and self.position.stale >= selection.patience
 
     def _next_epoch(self, watch: Watch | None, watch_epochs: int | None) -> None:
         here = self.position
@@ -428,6 +447,21 @@ class _Run:
         method.train()
         if self.journal is not None:
             self.journal.write({"step": self.position.step, "epoch": self.position.epoch, "scores": scores})
+        if self.recipe.selection is not None:
+            self._select(self.recipe.selection, scores)
+
+    def _select(self, selection: Selection, scores: Mapping[str, float]) -> None:
+        """Remember the best value, and keep the checkpoint that it was measured on."""
+        here = self.position
+        if selection.score not in scores:
+            raise UsageError(f"The recipe selects by '{selection.score}'; measured are {', '.join(scores)}.")
+        value = distributed.agree(scores[selection.score])
+        better = here.best is None or (value < here.best if selection.lower else value > here.best)
+        if better and math.isfinite(value):
+            here.best, here.best_step, here.stale = value, here.step, 0
+            self._save()
+        else:
+            here.stale += 1
 
 
 def _means(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
