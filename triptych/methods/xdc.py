@@ -307,8 +307,8 @@ def base() -> Recipe:
 def small() -> Recipe:
     """Return the same at toy scale: small networks on windows of two seconds, three rounds in minutes on two cores."""
     config = XDCConfig(
-        video=VideoResNetConfig(widths=(16, 32, 64, 128), blocks=(1, 1, 1, 1), stem=16, eps=1e-5),
-        audio=AudioResNetConfig(stem=16, widths=(24, 48, 96, 128), blocks=(1, 1, 1, 1), eps=1e-5),
+        video=VideoResNetConfig(widths=(24, 48, 96, 128), blocks=(1, 1, 1, 1), stem=16, pool=True, eps=1e-5),
+        audio=AudioResNetConfig(stem=None, widths=(24, 48, 96, 128), blocks=(1, 1, 1, 1), eps=1e-5),
         clusters=32,
         dim=32,
     )
