@@ -12,6 +12,7 @@ from PIL import Image
 from triptych.cli import main
 from triptych.embedding import EmbeddingTable
 from triptych.media.collection import Rows
+from triptych.model import read_model
 from triptych.toyworld.write import write_toyworld
 
 TINY = [
@@ -125,6 +126,39 @@ def test_features_are_streams_that_recordings_carry(world: Path, trained: Path, 
     middles = (part.starts + part.ends) / 2
     np.testing.assert_allclose(found.times[1:], (middles[1:] + middles[:-1]) / 2, atol=1e-5)
     assert found.times[0] == 0 and found.end == pytest.approx(part.ends[-1], abs=1e-5)
+
+
+def test_a_method_of_features_learns_from_what_embed_wrote(
+    world: Path, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ("--recipe", "small", "--set", "batch.rows=8", "--set", "steps=2", "--set", "workers=0")
+    method = ("--method", "everything_at_once", *small)
+    assert run("pretrain", world, *method, "--out", tmp_path / "none") == 2
+    told = capsys.readouterr().err
+    assert (
+        "no row of" in told and "'stream:video-features'" in told and "triptych embed MODEL SOURCE --features" in told
+    )
+    rows = Rows.open(world)
+    splits = rows.column("split")
+    chosen = [n for n, split in enumerate(splits) if split == "test" or (split == "train" and n < 10)]
+    few, features = rows.select(chosen).save(world.with_name("few.csv")), tmp_path / "features"
+    assert run("embed", trained, few, "--features", "--out", features, "--workers", 0) == 0
+    assert run("pretrain", features / "manifest.csv", *method, "--out", tmp_path / "run") == 0
+    assert read_model(tmp_path / "run").method.config.video_widths == (16,)  # type: ignore[attr-defined]
+    asked = ("evaluate", tmp_path / "run", features / "manifest.csv", "--no-baseline", "--workers", 0, "--json")
+    capsys.readouterr()
+    pair = ("--from", "text", "--to", "video-features+audio")
+    assert run(*asked, "--task", "retrieval", *pair, "--missing", "failed", "--ties", "howto100m", "--more") == 0
+    scores = json.loads(capsys.readouterr().out)["scores"][str(tmp_path / "run")]
+    assert {name.split()[-1] for name in scores} == {"R@1", "R@5", "R@10", "R@50", "MedR", "MeanR", "GeoMean"}
+    assert all(name.startswith("retrieval text to video-features+audio") for name in scores)
+    assert run(*asked, "--task", "steps", "--label", "words", "--stride", 0.2, "--to", "audio") == 0
+    scores = json.loads(capsys.readouterr().out)["scores"][str(tmp_path / "run")]
+    assert set(scores) == {f"steps audio {kind}" for kind in (
+        "recall", "pooled recall", "recall over time", "recall over steps"
+    )}  # fmt: skip
+    assert run("evaluate", tmp_path / "run", features / "manifest.csv", "--task", "steps") == 2
+    assert "--task steps needs --label COLUMN" in capsys.readouterr().err
 
 
 def test_a_run_is_never_overwritten_and_an_ended_one_stays(

@@ -226,9 +226,11 @@ def test_video_needs_all_of_its_streams(method: EverythingAtOnce, view: dict[str
     less = {**view, "three": replace(view["three"], length=torch.tensor([3, 0, 2, 3, 3]))}
     assert method.token_sets(less)["video"].mask.sum(dim=1).tolist() == [3, 0, 2, 3, 3]
     # A batch of which no row has the stream comes without a width.
-    none = {**view, "three": Clip(torch.zeros(BATCH, 0, 0), torch.zeros(BATCH, dtype=torch.long), view["two"].span)}
-    assert not method.token_sets(none)["video"].present.any()
-    assert all(vectors.isfinite().all() for vectors in method.embed(none)["joint"].values())
+    for width in (0, 1):
+        lacking = Clip(torch.zeros(BATCH, width, width), torch.zeros(BATCH, dtype=torch.long), view["two"].span)
+        none = {**view, "three": lacking}
+        assert not method.token_sets(none)["video"].present.any()
+        assert all(vectors.isfinite().all() for vectors in method.embed(none)["joint"].values())
     wrong = {**view, "three": _clip(torch.randn(BATCH, 3, 5))}
     with pytest.raises(TriptychError, match="Vectors of 'three' have 5 values; the model was made for 4"):
         method.token_sets(wrong)

@@ -14,7 +14,7 @@ from itertools import combinations
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
@@ -286,14 +286,14 @@ class EverythingAtOnce(Method):
 
     def _text(self, clip: Clip) -> TokenSet:
         if self.words is None:
-            return TokenSet.of(_sized(clip.data, clip.data.shape[1], self.options.word_width, "text"), clip.length)
+            return TokenSet.of(_sized(clip, clip.data.shape[1], self.options.word_width, "text"), clip.length)
         return TokenSet.of(self.words(clip.data), clip.length)
 
     def _video(self, clips: list[Clip]) -> TokenSet:
         """Return the streams side by side, as long as the shortest."""
         steps = min(clip.data.shape[1] for clip in clips)
         known = zip(clips, self.options.video_widths, self.options.video, strict=True)
-        parts = [_sized(clip.data, steps, width, name) for clip, width, name in known]
+        parts = [_sized(clip, steps, width, name) for clip, width, name in known]
         length = torch.stack([clip.length for clip in clips]).amin(dim=0)
         return TokenSet.of(torch.cat(parts, dim=2), length)
 
@@ -325,14 +325,14 @@ def _unit(x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
     return functional.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1, eps=EPS)
 
 
-def _sized(
-    data: Shaped[Tensor, "batch steps values"], steps: int, width: int, stream: Stream
-) -> Float[Tensor, "batch kept width"]:
-    """Return the first ``steps`` vectors, at least one; zeros where no row of the batch had any to tell the width."""
-    if data.shape[2] not in (0, width):
-        raise TriptychError(f"Vectors of '{stream}' have {data.shape[2]} values; the model was made for {width}.")
-    kept = data[:, :steps]
-    return functional.pad(kept, (0, width - data.shape[2], 0, max(1 - kept.shape[1], 0)))
+def _sized(clip: Clip, steps: int, width: int, stream: Stream) -> Float[Tensor, "batch kept width"]:
+    """Return the first ``steps`` vectors, at least one; zeros where no row of the batch has any to tell the width."""
+    kept = clip.data[:, :steps]
+    if kept.shape[2] != width:
+        if clip.length.any():
+            raise TriptychError(f"Vectors of '{stream}' have {kept.shape[2]} values; the model was made for {width}.")
+        kept = kept.new_zeros(len(kept), kept.shape[1], width)
+    return functional.pad(kept, (0, 0, 0, max(1 - kept.shape[1], 0)))
 
 
 def _view(
