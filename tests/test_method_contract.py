@@ -23,6 +23,7 @@ from triptych.data.targets import LabelsBySecond, OneLabel
 from triptych.data.text import Tokenizer
 from triptych.media.collection import Rows
 from triptych.method import Clock, Method
+from triptych.methods.supervised import Finetuned, Supervised, SupervisedConfig
 from triptych.model import model_tensors, read_model, write_model
 from triptych.recipe import Recipe, validate
 from triptych.toyworld.write import write_toyworld
@@ -306,6 +307,30 @@ def test_two_processes_see_together_what_one_does(case: Case, together: tuple[An
         for name, value in alone.items():
             allowed = 1e-5 * (float(value.abs()) if name.startswith("loss") else scale)
             assert float((found[name] - value).abs().max()) <= allowed, name
+
+
+def test_a_head_trains_all_that_the_features_run_through(case: Case) -> None:
+    if issubclass(catalog.resolve(case.name), Finetuned):
+        return  # it is a head itself
+    method, view = case.build(), {name: clip.first() for name, clip in case.batch.views[0].items()}
+    with torch.inference_mode():
+        found = [stream for stream in method.eval().features(view) if stream != "text"]
+    fused = [stream for stream in found if set("+".join(found).split("+")) == set(stream.split("+"))]
+    classes = tuple(map(str, range(int(case.batch.targets["kind"].max()) + 1)))
+    sizes = {"base": case.name, "base_config": case.recipe.config, "classes": classes, "label": "kind"}
+    head = Supervised(SupervisedConfig(streams=tuple(fused or found), **sizes)).train()
+    head.begin_with(method.state_dict(), case.name)
+    kept = head.base.state_dict()
+    assert kept and all(torch.equal(tensor, method.state_dict()[name]) for name, tensor in kept.items())
+    batch = replace(case.batch, views=(view,))
+    optimizer = torch.optim.SGD(head.parameters(), lr=1e-2)
+    for _ in range(2):
+        optimizer.zero_grad()
+        head(batch, Clock()).total.backward()
+        optimizer.step()
+    for name, parameter in head.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
+    assert sum(len(group.parameters) for group in head.parameter_groups()) == len(list(head.parameters()))
 
 
 def test_streams_that_are_not_required_may_be_absent(case: Case) -> None:
