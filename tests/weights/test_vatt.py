@@ -1,16 +1,19 @@
 """Weights of VATT's checkpoints: object-graph keys as the specification lists them (vatt, section 8)."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
+from triptych import api
 from triptych.encoders.raw_signal import RawSignalEncoder
 from triptych.errors import TriptychError
 from triptych.methods.vatt import VATT
-from triptych.model import load_tensors
+from triptych.model import load_tensors, read_model
 from triptych.weights.vatt import configure, rename
 
 ROOT, END = "model/layer_with_weights-0/_base_layer/", "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -115,7 +118,7 @@ def _checkpoint(agnostic: bool) -> dict[str, Tensor]:
     torch.manual_seed(0)
     keys = _agnostic() if agnostic else _specific()
     tensors = {f"{ROOT}{key}{END}": torch.randn(shape) for key, shape in keys}
-    slots = {f"{key.removesuffix(END)}/.OPTIMIZER_SLOT/optimizer/m{END}": x for key, x in list(tensors.items())[:3]}
+    slots = {f"{key.removesuffix(END)}/.OPTIMIZER_SLOT/optimizer/m{END}": 0 * x for key, x in list(tensors.items())[:3]}
     return tensors | slots | {f"save_counter{END}": torch.tensor(3), f"optimizer/beta_1{END}": torch.tensor(0.9)}
 
 
@@ -149,6 +152,17 @@ def test_a_checkpoint_says_the_sizes_and_fills_the_model(agnostic: bool) -> None
     torch.testing.assert_close(video.project(video.cut(clip)).flatten(), convolved.flatten())
     mean = tensors[f"{ROOT}head/hid_to_va/pre_bn/moving_mean{END}"]
     assert torch.equal(method.state_dict()["head.video_fine.1.running_mean"], mean)
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_a_checkpoint_becomes_a_model(agnostic: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_file(_checkpoint(agnostic), tmp_path / "ckpt.safetensors")
+    api.import_weights("vatt", tmp_path / "ckpt.safetensors", tmp_path / "model")
+    model = read_model(tmp_path / "model")
+    assert model.method.options == configure(_checkpoint(agnostic))
+    assert set(model.test.views[0]) == {"video", "audio"} and model.tokenizer is None
+    told = capsys.readouterr().out
+    assert "Apache-2.0" in told and "reads no text" in told
 
 
 def test_a_key_that_is_not_known_is_named() -> None:

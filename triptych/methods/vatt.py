@@ -358,12 +358,17 @@ def paper(model: Literal["BBS", "MBS", "LBS", "MA"] = "MBS") -> Recipe:
         model: Base, Medium or Large for video, Base for audio, Small for text; or MA, one Medium for all three. With
             ``gradients.rule=harmonize`` the last is the setting of gradient harmonization.
     """
-    config = {
+    configs = {
         "BBS": VATTConfig(),
         "MBS": VATTConfig(video=MEDIUM),
         "LBS": VATTConfig(video=LARGE),
         "MA": VATTConfig(shared=MEDIUM),
-    }[model]
+    }
+    return published(configs[model])
+
+
+def published(config: VATTConfig) -> Recipe:
+    """Return the published pretraining of a model of any size."""
     return Recipe(
         method="vatt",
         config=config,

@@ -96,6 +96,9 @@ SOURCES: dict[str, Source] = {
     "timm": Source(
         "timm", "triptych.methods.lavish:ImageBackbone", "Swin V2 and vision transformers of timm 0.6.7: LAVISH's base"
     ),
+    "vatt": Source(
+        "vatt", "vatt", "pretrained BBS, MBS, LBS, UT-Medium, from the folder vatt of google-research/google-research"
+    ),
     "xdc": Source("xdc", "xdc", "video encoders R(2+1)D-18, from the page of HumamAlwassel/XDC"),
 }
 """By the name that ``triptych import`` takes."""

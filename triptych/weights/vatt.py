@@ -13,7 +13,8 @@ from torch import Tensor
 from triptych.encoders.raw_signal import TransformerSize
 from triptych.encoders.text import T5Size
 from triptych.errors import TriptychError
-from triptych.methods.vatt import VATTConfig
+from triptych.methods.vatt import VATTConfig, published
+from triptych.recipe import Recipe, TokenizerSpec
 
 LICENCE = "The code is Apache-2.0 (google-research/google-research, vatt); no licence of the weights is stated."
 
@@ -219,6 +220,11 @@ def configure(tensors: Mapping[str, Tensor]) -> VATTConfig:
             "coarse": shapes["head.text_coarse.weight"][0],
         }
     return VATTConfig(**sizes)
+
+
+def recipe(config: VATTConfig) -> Recipe:
+    """Return the published recipe; the words of the checkpoint's table are those of a tokenizer that is to be given."""
+    return published(config).model_copy(update={"tokenizer": TokenizerSpec(kind="words", vocabulary=config.vocabulary)})
 
 
 def _size(shapes: Mapping[str, tuple[int, ...]], blocks: str, heads: int | None = None) -> TransformerSize:
