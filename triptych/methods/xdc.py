@@ -305,12 +305,12 @@ def base() -> Recipe:
 
 
 def small() -> Recipe:
-    """Return the same at toy scale: small networks on windows of two seconds, three rounds in minutes on two cores."""
+    """Return the same at toy scale: small networks on windows of two seconds, two rounds in minutes on two cores."""
     config = XDCConfig(
         video=VideoResNetConfig(widths=(24, 48, 96, 128), blocks=(1, 1, 1, 1), stem=16, pool=True, eps=1e-5),
         audio=AudioResNetConfig(stem=None, widths=(24, 48, 96, 128), blocks=(1, 1, 1, 1), eps=1e-5),
-        clusters=32,
-        dim=32,
+        clusters=24,
+        dim=24,
     )
 
     def view(train: bool) -> dict[str, StreamSpec]:
@@ -327,9 +327,9 @@ def small() -> Recipe:
         train=Viewing(windows=Aligned(seconds=2.0), views=(view(train=True),)),
         test=Viewing(windows=Grid(seconds=2.0, count=1), views=(view(train=False),)),
         batch=BatchSpec(rows=32),
-        rounds=3,
-        steps=400,
-        optimizer=OptimizerSpec(name="sgd", lr=0.05, momentum=0.9, weight_decay=1e-4),
+        rounds=2,
+        steps=600,
+        optimizer=OptimizerSpec(lr=2e-3, weight_decay=0.01),
         schedules={"main": ScheduleSpec(shape="cosine", warmup=0.1)},
         gradients=GradientSpec(clip_norm=5.0),
     )
