@@ -7,12 +7,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
-from triptych.data.loader import Loader
 from triptych.data.targets import LabelsBySecond
-from triptych.embedding import Looks, fold
+from triptych.embedding import Looks
 from triptych.errors import TriptychError
+from triptych.evaluation.classification import say
 from triptych.evaluation.evaluator import Score, Sweeper, Swept
 from triptych.evaluation.metrics import bootstrap
 from triptych.media.collection import Rows
@@ -85,7 +84,6 @@ def count_right(
     return ((named == labels) & known).sum(axis=1), known.sum(axis=1)
 
 
-@torch.inference_mode()
 def second_scores(
     model: Looks, rows: Rows, viewing: Viewing, seconds: int, workers: int | None = None
 ) -> dict[int, Float[np.ndarray, "seconds classes"]]:
@@ -98,36 +96,20 @@ def second_scores(
         seconds: How many.
         workers: Decoding processes.
     """
-    method, crops = model.method.eval(), getattr(viewing.windows, "crops", 1)
-    device = next(method.parameters()).device
-    found: dict[int, Float[np.ndarray, "seconds classes"]] = {}
-    with (
-        Loader(rows, viewing, tokenizer=model.tokenizer, workers=workers, device=device) as loader,
-        tqdm(total=len(rows), desc="localize", unit="row", delay=2, disable=None) as bar,
-    ):
-        for batch in loader.sweep(batch_rows=8):
-            folded = fold(batch.views[0], crops)
-            scores = method.predict(folded.view)["events"].float().softmax(dim=2).cpu()
-            there = torch.stack([clip.present for clip in folded.view.values()]).any(dim=0).cpu()
-            number = torch.arange(len(there)) % (len(there) // len(batch)) // crops
-            windows = batch.drawn["windows"].cpu()[folded.rows, number]
-            for place, row in enumerate(batch.rows.tolist()):
-                mine = there & (folded.rows == place)
-                found[row] = _by_second(scores[mine], windows[mine], seconds)
-            bar.update(len(batch))
-    return found
-
-
-def _by_second(
-    scores: Float[Tensor, "windows parts classes"], windows: Float[Tensor, "windows 2"], seconds: int
-) -> Float[np.ndarray, "{seconds} classes"]:
-    """Return the mean over the parts whose middle lies in each second; NaN where there is none."""
-    parts = scores.shape[1]
-    length = (windows[:, 1] - windows[:, 0]) / parts
-    middles = windows[:, :1] + length[:, None] * (torch.arange(parts) + 0.5)
-    second = middles.floor().long().flatten()
-    inside = (second >= 0) & (second < seconds)
-    sums = torch.zeros(seconds, scores.shape[2]).index_add(0, second[inside], scores.flatten(0, 1)[inside])
-    counts = torch.zeros(seconds).index_add(0, second[inside], torch.ones(int(inside.sum())))
-    mean: Float[np.ndarray, "seconds classes"] = (sums / counts[:, None]).numpy()  # 0 / 0 where nothing looked
-    return mean
+    starts = torch.tensor([max(row.number("start") or 0.0, 0.0) for row in rows])
+    sums: dict[int, Float[Tensor, "seconds classes"]] = {}
+    counts: dict[int, Float[Tensor, " seconds"]] = {}
+    for said in say(model, rows, viewing, workers, "localize"):
+        scores = said.outputs["events"].float().softmax(dim=2)
+        parts = scores.shape[1]
+        begin = said.spans[:, :1] - starts[said.rows][:, None]
+        length = (said.spans[:, 1:] - said.spans[:, :1]) / parts
+        second = (begin + length * (torch.arange(parts) + 0.5)).floor().long()
+        inside = (second >= 0) & (second < seconds)
+        for row in said.rows.unique().tolist():
+            mine = inside & (said.rows == row)[:, None]
+            known = sums.setdefault(row, torch.zeros(seconds, scores.shape[2]))
+            known.index_add_(0, second[mine], scores[mine])
+            counts.setdefault(row, torch.zeros(seconds)).index_add_(0, second[mine], torch.ones(int(mine.sum())))
+    # 0 / 0 is what no window looked at.
+    return {row: (total / counts[row][:, None]).numpy() for row, total in sorted(sums.items())}
