@@ -30,6 +30,7 @@ from triptych.recipe import (
     AudioTransform,
     BatchSpec,
     Grid,
+    Mixing,
     Several,
     Shifted,
     StreamSpec,
@@ -337,6 +338,27 @@ def test_targets_are_places_among_classes_or_numbers() -> None:
     assert batch.targets["level"].tolist() == [row / 2 for row in range(18)]
     with pytest.raises(TriptychError, match="'star'"):
         loader(targets={"kind": OneLabel(("ball",))})
+
+
+def test_rows_of_an_epoch_are_mixed_with_their_targets_and_those_of_a_sweep_are_not() -> None:
+    options = {"targets": {"kind": OneLabel(("ball", "star")), "level": Number()}}
+    plain, mixed = loader(**options), loader(**options, mixing=Mixing(mixup=1.0))
+    before, after = next(iter(plain.epoch(0))), next(iter(mixed.epoch(0)))
+    assert before.rows.tolist() == after.rows.tolist()
+    shares = torch.nn.functional.one_hot(before.targets["kind"], 2).float()
+    level, other = before.targets["level"], before.targets["level"].flip(0)
+    lam = (after.targets["level"] - other) / (level - other)
+    assert torch.allclose(lam, lam[0], atol=1e-4) and 0 < float(lam[0]) < 1
+    torch.testing.assert_close(
+        after.targets["kind"], shares * lam[0] + shares.flip(0) * (1 - lam[0]), atol=1e-4, rtol=0
+    )
+    picture = before.views[0]["video"].data
+    wanted = picture * lam[0] + picture.flip(0) * (1 - lam[0])
+    torch.testing.assert_close(after.views[0]["video"].data, wanted, atol=1e-3, rtol=1e-3)
+    assert same([next(iter(mixed.epoch(0)))], [after])
+    swept = next(iter(mixed.sweep()))
+    assert set(swept.targets["kind"].flatten().tolist()) == {0.0, 1.0}
+    assert torch.equal(swept.views[0]["video"].data, next(iter(plain.sweep())).views[0]["video"].data)
 
 
 def test_candidates_have_an_axis() -> None:

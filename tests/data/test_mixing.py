@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from triptych.data.loader import Loader
-from triptych.data.mixing import draw_background, lay_babble, mix_noise, read_noise
-from triptych.errors import TriptychError
+from triptych.data.mixing import Mix, draw_background, draw_mix, lay_babble, mix_noise, read_noise
+from triptych.errors import TriptychError, UsageError
 from triptych.media.collection import Rows
 from triptych.media.write import write_video
-from triptych.recipe import AudioTransform, Background, BatchSpec, StreamSpec, Viewing, Whole
+from triptych.recipe import AudioTransform, Background, BatchSpec, Mixing, StreamSpec, Viewing, Whole, validate
 
 
 def _loudness(x: Tensor) -> float:
@@ -126,3 +126,45 @@ def test_babble_of_the_batch_reaches_the_batch(folder: Path) -> None:
 def test_noise_without_sound_is_told(folder: Path) -> None:
     with pytest.raises(TriptychError, match=r"mute\.mp4 has no sound, and is to be noise"):
         read_noise(str(folder / "mute"), 1.0, 16_000.0, torch.Generator())
+
+
+def _mix(partners: list[int], shares: list[float], *boxes: list[float]) -> Mix:
+    return Mix(torch.tensor(partners), torch.tensor(shares), torch.tensor(boxes or [[0.0] * 4] * len(partners)))
+
+
+def test_rows_are_blended_by_their_shares() -> None:
+    mix = _mix([2, 1, 0], [0.25, 0.5, 1.0])
+    x = torch.tensor([[0.0, 4.0], [2.0, 2.0], [8.0, 0.0]])
+    assert mix.blend(x).tolist() == [[6.0, 1.0], [2.0, 2.0], [8.0, 0.0]]
+    pictures = x[:, None, None, :, None].expand(3, 5, 2, 2, 1)
+    assert torch.equal(mix.blend_pictures(pictures), mix.blend(pictures))
+    assert mix.longer(torch.tensor([1, 2, 3])).tolist() == [3, 2, 3]
+    assert mix.longer(torch.tensor([[1, 5], [2, 2], [3, 4]])).tolist() == [[3, 5], [2, 2], [3, 5]]
+
+
+def test_a_box_is_cut_from_the_other_row_in_every_frame() -> None:
+    mix = _mix([1, 0], [0.75, 0.75], [0.0, 0.5, 0.5, 1.0], [0.0, 0.5, 0.5, 1.0])
+    x = torch.stack([torch.zeros(3, 4, 4, 2), torch.ones(3, 4, 4, 2)])
+    found = mix.blend_pictures(x)
+    assert found[0, :, :2, 2:].eq(1).all() and float(found[0].sum()) == 3 * 4 * 2
+    assert found[1, :, :2, 2:].eq(0).all() and float(found[1].mean()) == 0.75
+
+
+def test_draws_of_mixup_and_cutmix() -> None:
+    draw = {"each": "row", "mixup": 1.0}
+    mix = draw_mix(Mixing(**draw), 4000, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    assert float(mix.shares.mean()) == pytest.approx(0.5, abs=0.02) and not mix.boxes.any()
+    half = draw_mix(Mixing(**draw, probability=0.5), 4000, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    assert float((half.shares == 1).float().mean()) == pytest.approx(0.5, abs=0.03)
+    cut = draw_mix(Mixing(cutmix=1.0, each="row"), 500, torch.Generator().manual_seed(0))
+    area = (cut.boxes[:, 2] - cut.boxes[:, 0]) * (cut.boxes[:, 3] - cut.boxes[:, 1])
+    torch.testing.assert_close(cut.shares, 1 - area)
+    assert cut.boxes.min() >= 0 and cut.boxes.max() <= 1 and float(cut.shares.std()) > 0.15
+    both = draw_mix(Mixing(mixup=1.0, cutmix=1.0, switch=0.25, each="row"), 4000, torch.Generator().manual_seed(0))
+    assert float((both.boxes[:, 2] > 0).float().mean()) == pytest.approx(0.25, abs=0.03)
+    batch = draw_mix(Mixing(mixup=0.8), 5, torch.Generator().manual_seed(3))
+    assert batch.partners.tolist() == [4, 3, 2, 1, 0] and len(batch.shares.unique()) == 1
+    again = draw_mix(Mixing(mixup=0.8), 5, torch.Generator().manual_seed(3))
+    assert torch.equal(batch.shares, again.shares)
+    with pytest.raises(UsageError, match="`mixup` or `cutmix` must be above 0"):
+        validate(Mixing, {}, "mixing")
