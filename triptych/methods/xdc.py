@@ -305,12 +305,16 @@ def base() -> Recipe:
 
 
 def small() -> Recipe:
-    """Return the same at toy scale: small networks on windows of two seconds, two rounds in minutes on two cores."""
+    """Return the same at toy scale: small networks on windows of two seconds, two rounds in minutes on two cores.
+
+    Both networks are trained in every step, for in minutes steps count for more than uniform clusters.
+    """
     config = XDCConfig(
         video=VideoResNetConfig(widths=(24, 48, 96, 128), blocks=(1, 1, 1, 1), stem=16, pool=True, eps=1e-5),
         audio=AudioResNetConfig(stem=None, widths=(24, 48, 96, 128), blocks=(1, 1, 1, 1), eps=1e-5),
         clusters=24,
         dim=24,
+        turns="joint",
     )
 
     def view(train: bool) -> dict[str, StreamSpec]:
