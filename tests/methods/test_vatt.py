@@ -15,6 +15,7 @@ from triptych.encoders.raw_signal import RawSignalEncoder
 from triptych.errors import UsageError
 from triptych.media.collection import Rows
 from triptych.method import Clock, Facts
+from triptych.methods.supervised import Supervised, SupervisedConfig
 from triptych.methods.vatt import VATT, VATTConfig, base, paper, small
 from triptych.recipe import override, validate
 from triptych.toyworld.write import write_toyworld
@@ -239,6 +240,25 @@ def test_word_vectors_of_a_file(changes: dict[str, Any]) -> None:
     method, vectors = VATT(completed), torch.randn(11, 4)
     method.take_words(vectors)
     assert [name for name, x in method.state_dict().items() if x.shape == (11, 4) and torch.equal(x, vectors)]
+
+
+@pytest.mark.parametrize("changes", [{}, AGNOSTIC])
+def test_an_encoder_is_fine_tuned_alone(changes: dict[str, Any]) -> None:
+    """Also one whose layers are stored with another's, and with other lengths and a rate for each layer."""
+    method, view = _build(**changes).eval(), _view()
+    options = {"base": "vatt", "base_config": validate(VATTConfig, TINY | changes | {"audio_steps": 96}, "tiny")}
+    tuned = Supervised(SupervisedConfig(**options, streams=("audio",), classes=("a", "b"), layer_decay=0.5)).eval()
+    tuned.begin_with(method.state_dict(), "pretrained")
+    heard = view["audio"].length > 0
+    wanted = method.encoder("audio")(torch.nn.functional.pad(view["audio"].data, (0, 32)), view["audio"].length)
+    longer = Clip(torch.nn.functional.pad(view["audio"].data, (0, 32)), view["audio"].length, view["audio"].span)
+    torch.testing.assert_close(tuned.pooled({"audio": longer})[heard], wanted.pooled[heard])
+    names = [name for name, _ in tuned.named_parameters()]
+    assert not [name for name in names if ".video." in name or ".text." in name]
+    rates = {name: group.lr for group in tuned.parameter_groups() for name in group.parameters}
+    assert set(rates) == set(names)
+    found = {rates[name] for name in names if name.endswith(("agg", "tables.time"))}
+    assert found == {0.25} and rates["base.encoders.audio.transformer.norm.weight"] == 1
 
 
 @pytest.mark.parametrize(
