@@ -298,6 +298,16 @@ def test_recipes_see_what_the_release_saw() -> None:
     assert other.kind == "audio" and (other.mels, other.steps, other.hop) == (128, 102, 0.01)
 
 
+def test_an_image_backbone_is_tuned_as_released() -> None:
+    backbone = ImageBackboneConfig(size=VIT)
+    made = upon(IMAGES, backbone, look(VIT))
+    assert made.config.model_dump() == paper().config.model_dump() | {
+        "base_config": backbone.model_dump(),
+        "streams": ("audio", "video"),
+    }
+    assert upon(IMAGES, ImageBackboneConfig(), look(SWIN)) == paper()
+
+
 def test_an_image_backbone_is_a_method() -> None:
     method = ImageBackbone(ImageBackboneConfig(size=SWIN))
     found = method.features(_view())

@@ -390,7 +390,7 @@ def upon(
         config=SupervisedConfig(
             base=base, base_config=config, streams=streams, label=label, task=task, frozen=frozen, **head
         ),
-        train=Viewing(windows=windows, views=({name: _varied(spec) for name, spec in view.items()},)),
+        train=Viewing(windows=windows, views=({name: varied(spec) for name, spec in view.items()},)),
         test=test.model_copy(update={"views": (view,)}),
         batch=BatchSpec(rows=32),
         epochs=30,
@@ -406,7 +406,7 @@ def only(view: ViewSpec, streams: tuple[str, ...]) -> ViewSpec:
     return {stream: spec for stream, spec in view.items() if stream in read}
 
 
-def _varied(spec: StreamSpec) -> StreamSpec:
+def varied(spec: StreamSpec) -> StreamSpec:
     """Return a stream that is cropped at a random place and mirrored, where it is a picture."""
     if not isinstance(spec.transform, VideoTransform):
         return spec
