@@ -12,6 +12,7 @@ from torch.nn import functional
 from triptych.batch import Modality
 from triptych.encoders.encoder import Encoder, Features
 from triptych.layers.batch_norm import BatchNorm
+from triptych.layers.bottleneck import EXPANSION, Bottleneck
 from triptych.layers.residual import flat_block, normalize
 from triptych.recipe import Config
 
@@ -26,6 +27,9 @@ class AudioResNetConfig(Config):
     """Channels of each stage (ResNet-18: 64, 128, 256, 512)."""
     blocks: tuple[int, ...] = (3, 2, 2, 2, 2)
     """Blocks of each stage (ResNet-9: 1 each; ResNet-18: 2 each)."""
+    bottleneck: bool = False
+    """Whether a block's 3 x 3 convolution stands between two of 1 x 1, and four times as many channels go out
+    (ResNet-50)."""
     pool: Literal["max", "mean"] = "max"
     """What becomes of the places of the last map: their maximum (VMZ), or their mean."""
     eps: float = Field(1e-3, gt=0)
@@ -43,6 +47,11 @@ def resnet18(blocks: int = 2) -> AudioResNetConfig:
     return AudioResNetConfig(stem=None, widths=(64, 128, 256, 512), blocks=(blocks,) * 4, pool="mean", eps=1e-5)
 
 
+def resnet50() -> AudioResNetConfig:
+    """Return the image network of 50 layers on spectrograms of one channel: 23,501,760 parameters."""
+    return resnet18().model_copy(update={"blocks": (3, 4, 6, 3), "bottleneck": True})
+
+
 class AudioResNet(Encoder):
     """A stem, stages of residual blocks, one vector of the last map; any size of spectrogram will do."""
 
@@ -53,7 +62,8 @@ class AudioResNet(Encoder):
         """Build the network; convolutions begin as He et al. have it (fan in under VMZ's stem, else fan out)."""
         super().__init__()
         self.options = config
-        self.width = config.widths[-1]
+        expansion = EXPANSION if config.bottleneck else 1
+        self.width = expansion * config.widths[-1]
         before = config.stem or config.widths[0]
         if config.stem is None:
             self.stem = nn.Conv2d(1, before, 7, 2, padding=3, bias=False)
@@ -64,9 +74,12 @@ class AudioResNet(Encoder):
         self.ends: list[int] = []  # of each stage, the number of blocks so far
         for stage, (width, count) in enumerate(zip(config.widths, config.blocks, strict=True)):
             for number in range(count):
-                halved = not number and (stage > 0 or config.stem is not None)
-                self.blocks.append(flat_block(before, width, 2 if halved else 1, eps=config.eps))
-                before = width
+                stride = 2 if not number and (stage > 0 or config.stem is not None) else 1
+                if config.bottleneck:
+                    self.blocks.append(Bottleneck(before, width, stride, axes=2, eps=config.eps))
+                else:
+                    self.blocks.append(flat_block(before, width, stride, eps=config.eps))
+                before = expansion * width
             self.ends.append(len(self.blocks))
         mode: Literal["fan_in", "fan_out"] = "fan_out" if config.stem is None else "fan_in"
         for module in self.modules():

@@ -1,4 +1,4 @@
-"""Key names of published convolutional networks, to those of our encoders (convnets-common, section 2 and 8)."""
+"""Key names of published convolutional networks, to those of our encoders (convnets-common, sections 2 to 8)."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 from triptych.encoders.audio_resnet import AudioResNetConfig, resnet18
+from triptych.encoders.avid import AVIDAudioConfig, AVIDVideoConfig
+from triptych.encoders.bottleneck_resnet import BottleneckResNetConfig
 from triptych.encoders.video_resnet import VideoResNetConfig, middle_planes
 from triptych.errors import TriptychError
 
@@ -27,13 +29,46 @@ VIDEO = {
 IMAGE = {
     r"^conv1\.weight$": "stem.weight",
     r"^bn1\.(\w+)$": "stem_norm.{0}",
-    r"^layer(\d+)\.(\d+)\.conv([12])\.weight$": "blocks.{block}.convolution{2}.weight",
-    r"^layer(\d+)\.(\d+)\.bn([12])\.(\w+)$": "blocks.{block}.norm{2}.{3}",
+    r"^layer(\d+)\.(\d+)\.conv([123])(?:\.net)?\.weight$": "blocks.{block}.convolution{2}.weight",
+    r"^layer(\d+)\.(\d+)\.bn([123])\.(\w+)$": "blocks.{block}.norm{2}.{3}",
     r"^layer(\d+)\.(\d+)\.downsample\.0\.weight$": "blocks.{block}.shortcut.weight",
     r"^layer(\d+)\.(\d+)\.downsample\.1\.(\w+)$": "blocks.{block}.shortcut_norm.{2}",
 }
-"""The same of its networks of images, of basic blocks, on spectrograms."""
-CLASSIFIER = re.compile(r"^fc\.(weight|bias)$")
+"""The same of its networks of images, which those of spectrograms, R2D3D-50 and TSM (with ``net``) keep."""
+SLOW = {
+    r"^blocks\.0\.conv\.weight$": "stem.weight",
+    r"^blocks\.0\.norm\.(\w+)$": "stem_norm.{0}",
+    r"^blocks\.(\d+)\.res_blocks\.(\d+)\.branch2\.conv_a\.weight$": "blocks.{block}.convolution1.weight",
+    r"^blocks\.(\d+)\.res_blocks\.(\d+)\.branch2\.conv_b\.weight$": "blocks.{block}.convolution2.weight",
+    r"^blocks\.(\d+)\.res_blocks\.(\d+)\.branch2\.conv_c\.weight$": "blocks.{block}.convolution3.weight",
+    r"^blocks\.(\d+)\.res_blocks\.(\d+)\.branch2\.norm_a\.(\w+)$": "blocks.{block}.norm1.{2}",
+    r"^blocks\.(\d+)\.res_blocks\.(\d+)\.branch2\.norm_b\.(\w+)$": "blocks.{block}.norm2.{2}",
+    r"^blocks\.(\d+)\.res_blocks\.(\d+)\.branch2\.norm_c\.(\w+)$": "blocks.{block}.norm3.{2}",
+    r"^blocks\.(\d+)\.res_blocks\.(\d+)\.branch1_conv\.weight$": "blocks.{block}.shortcut.weight",
+    r"^blocks\.(\d+)\.res_blocks\.(\d+)\.branch1_norm\.(\w+)$": "blocks.{block}.shortcut_norm.{2}",
+}
+"""The same of pytorchvideo's Slow-R50."""
+AVID_VIDEO = {
+    r"^conv1\.0\.weight$": "stem.weight",
+    r"^conv1\.1\.(\w+)$": "stem_norm.{0}",
+    r"^conv(\d+)x\.(\d+)\.spt_conv([12])\.weight$": "blocks.{block}.space{2}.weight",
+    r"^conv(\d+)x\.(\d+)\.tmp_conv([12])\.weight$": "blocks.{block}.time{2}.weight",
+    r"^conv(\d+)x\.(\d+)\.spt_bn([12])\.(\w+)$": "blocks.{block}.space{2}_norm.{3}",
+    r"^conv(\d+)x\.(\d+)\.tmp_bn1\.(\w+)$": "blocks.{block}.time1_norm.{2}",
+    r"^conv(\d+)x\.(\d+)\.out_bn\.(\w+)$": "blocks.{block}.norm.{2}",
+    r"^conv(\d+)x\.(\d+)\.res_conv\.weight$": "blocks.{block}.shortcut.weight",
+}
+"""The same of AVID's R(2+1)D."""
+AVID_AUDIO = {
+    r"^conv1\.0\.weight$": "stem.weight",
+    r"^conv1\.1\.(\w+)$": "stem_norm.{0}",
+    r"^block(\d+)()\.conv([12])\.weight$": "blocks.{block}.convolution{2}.weight",
+    r"^block(\d+)()\.bn([12])\.(\w+)$": "blocks.{block}.norm{2}.{3}",
+}
+"""The same of AVID's Conv2D, whose stages are one block each, without a number."""
+STAGES = (r"^layer(\d+)\.(\d+)\.", r"^blocks\.(\d+)\.res_blocks\.(\d+)\.", r"^conv(\d+)x\.(\d+)\.", r"^block(\d+)()\.")
+"""Stage and block in the names of each family; stages count from 1, AVID's of video from 2."""
+CLASSIFIER = re.compile(r"^((new_)?fc|blocks\.\d+\.proj)\.(weight|bias)$")
 """Of what the networks were trained on; no part of an encoder."""
 
 
@@ -62,10 +97,45 @@ def configure_video(tensors: Mapping[str, Tensor]) -> VideoResNetConfig:
 
 
 def configure_spectrogram(tensors: Mapping[str, Tensor]) -> AudioResNetConfig:
-    """Return the sizes of an image network of basic blocks on spectrograms."""
+    """Return the sizes of an image network, of basic blocks or of bottlenecks, on spectrograms."""
     blocks = _count_blocks(tensors)
-    widths = tuple(_shape(tensors, f"layer{stage}.0.conv1.weight")[0] for stage in range(1, len(blocks) + 1))
-    return resnet18().model_copy(update={"widths": widths, "blocks": blocks})
+    widths = tuple(_shape(tensors, f"layer{stage}.0.conv2.weight")[0] for stage in range(1, len(blocks) + 1))
+    deep = "layer1.0.conv3.weight" in tensors
+    return resnet18().model_copy(update={"widths": widths, "blocks": blocks, "bottleneck": deep})
+
+
+def configure_bottlenecks(tensors: Mapping[str, Tensor]) -> BottleneckResNetConfig:
+    """Return the sizes of Slow-R50, R2D3D-50 or TSM by the shapes of its tensors.
+
+    The first convolution moves by as many frames as R2D3D-50's does where it looks at several; TSM is MIT's.
+    """
+    blocks = _count_blocks(tensors)
+    ours = rename_bottlenecks(tensors)
+    firsts = [sum(blocks[:stage]) for stage in range(len(blocks))]
+    stem = _shape(ours, "stem.weight")
+    return BottleneckResNetConfig(
+        stem=stem[0],
+        stem_steps=stem[2],
+        stem_stride=2 if stem[2] > 1 else 1,
+        inner=tuple(_shape(ours, f"blocks.{first}.convolution2.weight")[0] for first in firsts),
+        blocks=blocks,
+        steps=tuple(_shape(ours, f"blocks.{first}.convolution1.weight")[2] for first in firsts),
+        shift="mit" if any(".net." in key for key in tensors) else None,
+    )
+
+
+def configure_avid_video(tensors: Mapping[str, Tensor]) -> AVIDVideoConfig:
+    """Return the sizes of AVID's R(2+1)D by the shapes of its tensors."""
+    blocks = _count_blocks(tensors)
+    widths = (_shape(tensors, f"conv{stage}x.0.out_bn.weight")[0] for stage in range(2, len(blocks) + 2))
+    return AVIDVideoConfig(stem=_shape(tensors, "conv1.0.weight")[0], widths=tuple(widths), blocks=blocks)
+
+
+def configure_avid_audio(tensors: Mapping[str, Tensor]) -> AVIDAudioConfig:
+    """Return the sizes of AVID's Conv2D by the shapes of its tensors."""
+    stages = range(1, len(_count_blocks(tensors)) + 1)
+    widths = tuple(_shape(tensors, f"block{stage}.conv2.weight")[0] for stage in stages)
+    return AVIDAudioConfig(stem=_shape(tensors, "conv1.0.weight")[0], widths=widths)
 
 
 def rename_video(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -88,8 +158,39 @@ def rename_spectrogram(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return _rename(tensors, IMAGE, {})
 
 
+def rename_bottlenecks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of Slow-R50, R2D3D-50 or TSM under the names of ``encoders.bottleneck_resnet``.
+
+    TSM's come from a network of images: they get an axis of time. The prefix of its wrapper does not count.
+
+    Raises:
+        TriptychError: If a key is unknown; it names the key.
+    """
+    plain = {key.removeprefix("base_model."): tensor for key, tensor in tensors.items()}
+    renamed = _rename(plain, SLOW if "blocks.0.conv.weight" in plain else IMAGE, {})
+    return {name: tensor[:, :, None] if tensor.ndim == 4 else tensor for name, tensor in renamed.items()}
+
+
+def rename_avid_video(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of AVID's R(2+1)D under the names of ``encoders.avid.AVIDVideo``.
+
+    Raises:
+        TriptychError: If a key is unknown; it names the key.
+    """
+    return _rename(tensors, AVID_VIDEO, {})
+
+
+def rename_avid_audio(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors of AVID's Conv2D under the names of ``encoders.avid.AVIDAudio``.
+
+    Raises:
+        TriptychError: If a key is unknown; it names the key.
+    """
+    return _rename(tensors, AVID_AUDIO, {})
+
+
 def _rename(tensors: Mapping[str, Tensor], patterns: Mapping[str, str], words: Mapping[str, str]) -> dict[str, Tensor]:
-    blocks = _count_blocks(tensors)
+    blocks = _blocks_by_stage(tensors)
     renamed = {}
     for key, tensor in tensors.items():
         if CLASSIFIER.match(key):
@@ -98,28 +199,36 @@ def _rename(tensors: Mapping[str, Tensor], patterns: Mapping[str, str], words: M
             match = re.match(pattern, key)
             if match:
                 found = match.groups()
-                place = _place(blocks, found) if "{block}" in name else ""
-                renamed[name.format(*found, block=place, **words)] = tensor
+                block = _place(blocks, found) if "{block}" in name else None
+                renamed[name.format(*found, block=block, **words)] = tensor
                 break
         else:
             raise TriptychError(f"The key '{key}' is none of a residual network's that is known here.")
     return renamed
 
 
-def _place(blocks: Sequence[int], found: Sequence[str]) -> int:
-    return sum(blocks[: int(found[0]) - 1]) + int(found[1])
+def _place(blocks: Mapping[int, int], found: Sequence[str]) -> int:
+    """Return the number, over all stages, of the block that a key's stage and number in it name."""
+    return sum(count for stage, count in blocks.items() if stage < int(found[0])) + int(found[1] or 0)
 
 
 def _count_blocks(tensors: Mapping[str, Tensor]) -> tuple[int, ...]:
+    counts = _blocks_by_stage(tensors)
+    return tuple(counts[stage] for stage in sorted(counts))
+
+
+def _blocks_by_stage(tensors: Mapping[str, Tensor]) -> dict[int, int]:
+    """Return how many blocks each stage has, by the number that their names give it."""
     counts: dict[int, int] = {}
     for key in tensors:
-        match = re.match(r"^layer(\d+)\.(\d+)\.", key)
-        if match:
-            stage, number = map(int, match.groups())
-            counts[stage] = max(counts.get(stage, 0), number + 1)
-    if not counts or sorted(counts) != list(range(1, len(counts) + 1)):
-        raise TriptychError("These are no weights of a residual network: there is no 'layer1.0.' among the keys.")
-    return tuple(counts[stage] for stage in sorted(counts))
+        for pattern in STAGES:
+            match = re.match(pattern, key.removeprefix("base_model."))
+            if match:
+                stage, number = int(match[1]), int(match[2] or 0)
+                counts[stage] = max(counts.get(stage, 0), number + 1)
+    if not counts or sorted(counts) != list(range(min(counts), min(counts) + len(counts))):
+        raise TriptychError("These are no weights of a residual network: no stages can be told from their keys.")
+    return counts
 
 
 def _shape(tensors: Mapping[str, Tensor], key: str) -> torch.Size:
