@@ -541,6 +541,6 @@ def small() -> Recipe:
         side=32,
         stored=36,
         batch=BatchSpec(seconds=48.0),
-        steps=500,
+        steps=400,
         optimizer=OptimizerSpec(lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01),
     )
