@@ -62,6 +62,11 @@ def pretrain(
     check_free(out)
     made = recipe if isinstance(recipe, Recipe) else named_recipe(method, recipe)
     made = override(made, list(assignments))
+    if label is None and hasattr(made.config, "label"):
+        raise UsageError(
+            f"{made.method} learns from labels: train it with triptych finetune MODEL SOURCE --label COLUMN, on a "
+            "pretrained MODEL or on random:METHOD."
+        )
     rows = open_source(source)
     rows = rows.split("train")
     classes = tuple(sorted({value for value in rows.column(label) if value})) if label else ()
