@@ -306,6 +306,16 @@ def test_the_data_say_widths_and_words() -> None:
     assert isinstance(unknown, EverythingAtOnceConfig) and unknown.video_widths == (128,)
 
 
+def test_what_features_run_through(method: EverythingAtOnce) -> None:
+    assert method.backbone("audio") == [method.davenet, method.tokens["audio"], method.fusion]
+    assert method.backbone("two+three") == [method.tokens["video"], method.fusion]
+    assert method.width("audio") == 16 and method.encoder("audio") is method.davenet
+    with pytest.raises(UsageError, match=r"has features of text, two\+three, audio, not of 'two\+audio'"):
+        method.backbone("two+audio")
+    with pytest.raises(UsageError, match="has no encoder of 'two': it reads it as precomputed vectors"):
+        method.encoder("two")
+
+
 def test_words_are_looked_up_in_a_table_that_a_file_fills() -> None:
     method = EverythingAtOnce(_config(vocabulary=5)).eval()
     table = torch.randn(5, 7)

@@ -250,7 +250,11 @@ class EverythingAtOnce(Method):
 
     def backbone(self, stream: Stream) -> list[nn.Module]:
         """Return what the features of a stream run through: its network or table, its projection, the transformer."""
-        modality = next(name for name, own in self.streams.items() if own == stream)
+        modality = next((name for name, own in self.streams.items() if own == stream), None)
+        if modality is None:
+            raise UsageError(
+                f"Everything at Once has features of {', '.join(self.streams.values())}, not of '{stream}'."
+            )
         first = {"audio": self.davenet, "text": self.words}.get(modality)
         return [*([] if first is None else [first]), self.tokens[modality], self.fusion]
 
