@@ -514,3 +514,56 @@ def test_loading_weights_of_another_shape_names_the_tensor() -> None:
     ):
         tensors = {n: t for n, t in Tiny(TinyConfig()).state_dict().items() if "queue" not in n}
         load_tensors(Tiny(TinyConfig(width=4)), tensors, "x")
+
+
+def _selected(**changes: Any) -> Recipe:
+    return _recipe(rounds=1, steps=20, batch={"rows": 4}, keep=1, selection={"score": "good", **changes})
+
+
+def _watch(*values: float) -> Any:
+    """Return a watch that gives these scores for the ends of the epochs (of five steps), in order."""
+    return lambda method, clock: {"good": values[clock.step // 5 - 1], "other": 0.0}
+
+
+def test_the_best_weights_are_kept_and_become_the_model(rows: Rows, tmp_path: Path) -> None:
+    everything = _recipe(rounds=1, steps=20, batch={"rows": 4}, checkpoint_steps=5)
+    _run(everything, rows, tmp_path / "all")
+    for lower, values in ((False, (1.0, 3.0, 2.0, 3.0)), (True, (0.0, -3.0, -2.0, -3.0))):
+        out = tmp_path / f"lower-{lower}"
+        model = _run(_selected(lower=lower), rows, out, watch=_watch(*values))
+        kept = [folder.name for folder in checkpoint.find(out)]
+        assert kept == ["step-00000010", "step-00000020"]  # the best of keep=1, and the last
+        wanted = checkpoint.weights_at(tmp_path / "all" / "checkpoints" / "step-00000010")
+        assert (
+            all(torch.equal(model[name], tensor) for name, tensor in wanted.items()) and model.keys() == wanted.keys()
+        )
+    last = _run(_selected(keep="last"), rows, tmp_path / "last", watch=_watch(1.0, 3.0, 2.0, 3.0))
+    assert torch.equal(last["head.weight"], load_file(tmp_path / "all" / "model" / "model.safetensors")["head.weight"])
+
+
+def test_a_run_ends_when_it_gets_no_better(rows: Rows, tmp_path: Path) -> None:
+    _run(_selected(patience=2), rows, tmp_path / "run", watch=_watch(5.0, 4.0, float("nan"), 9.0))
+    lines = _log(tmp_path / "run")
+    assert [line["scores"]["good"] for line in lines if "scores" in line][:2] == [5.0, 4.0]
+    assert max(line["step"] for line in lines) == 15
+    assert [folder.name for folder in checkpoint.find(tmp_path / "run")] == ["step-00000005", "step-00000015"]
+
+
+def test_a_selecting_run_goes_on_exactly(rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = _watch(1.0, 3.0, 2.0, 2.5)
+    whole = _run(_selected(), rows, tmp_path / "whole", watch=watch)
+    for step in (4, 5, 9, 11, 16):
+        out = tmp_path / str(step)
+        monkeypatch.setattr(Tiny, "stop_at", step)
+        with pytest.raises(Stopped):
+            _run(_selected(), rows, out, watch=watch)
+        again = _run(_selected(), rows, out, watch=watch)
+        assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items()), step
+        assert [folder.name for folder in checkpoint.find(out)] == ["step-00000010", "step-00000020"], step
+
+
+def test_a_selecting_run_needs_its_score(rows: Rows, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="selects by 'good' on held-out rows; there are none"):
+        _run(_selected(), rows, tmp_path / "none")
+    with pytest.raises(UsageError, match="selects by 'good'; measured are bad"):
+        _run(_selected(), rows, tmp_path / "bad", watch=lambda method, clock: {"bad": 1.0})

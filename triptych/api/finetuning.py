@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from triptych.evaluation.table import Results
 from triptych.files import replacing
 from triptych.media.collection import Rows
 from triptych.method import Clock, Method
-from triptych.methods import lavish, recognition, supervised
+from triptych.methods import fine_tunings, lavish, recognition, supervised
 from triptych.methods.supervised import Finetuned
 from triptych.model import Model, find_model, read_model
 from triptych.recipe import BatchSpec, Config, Recipe, Selection, override, read_recipe
@@ -133,7 +132,7 @@ def finetune(
         out: The run's folder, which must not hold anything.
         label: Column of the labels (of transcripts, for words: ``caption``).
         task: ``classes`` (one label a row), ``multilabel``, ``events`` (a label for each second), ``words``.
-        recipe: A name of the method's ``FINETUNING``, a file, or a ``Recipe``; one for small data sets where None.
+        recipe: A published one by name, a file, or a ``Recipe``; one for small data sets where None.
         assignments: Changes such as ``optimizer.lr=1e-4``.
         streams: Features that the head reads; what the model sees and hears where None.
         frozen: Train only the head (linear evaluation).
@@ -166,7 +165,7 @@ def finetune(
         "versions": versions(),
     }
     learned, judged = _divide(rows, facts, made.seed)
-    target = _target(learned, judged, facts)
+    target = _target(rows, learned, facts)
     if made.batch.rows is not None and made.batch.rows > len(learned):
         made = made.model_copy(update={"batch": made.batch.model_copy(update={"rows": len(learned)})})
     if judged is not None and made.selection is None:
@@ -190,7 +189,7 @@ def go_on(run: Path, made: Recipe, facts: Mapping[str, Any], device: str | None,
     """Continue an interrupted fine-tuning exactly; see ``runs.resume``."""
     rows = open_source(facts["source"])
     learned, judged = _divide(rows, facts, made.seed)
-    target = _target(learned, judged, facts)
+    target = _target(rows, learned, facts)
     tokenizer = Tokenizer.train(learned.captions(), made.tokenizer) if made.tokenizer else None
     torch.manual_seed(made.seed)
     module: Method = catalog.resolve(made.method)(made.config)
@@ -323,10 +322,8 @@ def _task(config: Config) -> str:
 
 
 def finetunings(method: str) -> dict[str, Callable[[Config], Recipe]]:
-    """Return the published recipes that fine-tune a method, by name: ``FINETUNING`` of its module, and for words."""
-    module = sys.modules[catalog.resolve(method).__module__]
-    found: dict[str, Callable[[Config], Recipe]] = getattr(module, "FINETUNING", {})
-    return found | recognition.FINETUNING.get(method, {})
+    """Return the published recipes that fine-tune a method; each takes the configuration of a pretrained model."""
+    return fine_tunings.FINETUNING.get(method, {}) | recognition.FINETUNING.get(method, {})
 
 
 # ---------------------------------------------------------------- what it is fine-tuned on
@@ -387,26 +384,23 @@ def _labelled(rows: Rows, label: str, part: str) -> Rows:
     return rows.select(known)
 
 
-def _target(
-    learned: Rows, judged: Rows | None, facts: Mapping[str, Any]
-) -> OneLabel | SeveralLabels | LabelsBySecond | None:
-    """Return how labels become targets.
+def _target(rows: Rows, learned: Rows, facts: Mapping[str, Any]) -> OneLabel | SeveralLabels | LabelsBySecond | None:
+    """Return how labels become targets; the classes are those of all rows of the source.
 
     Raises:
-        TriptychError: If there are fewer than two classes, or a class is validated that is not learned.
+        TriptychError: If the rows to learn from have fewer than two classes.
     """
     task, label = facts["task"], facts["label"]
     kind = TASKS[task].target
     if kind is None:
         return None
-    target = kind.find(learned, label)
-    if len(target.classes) < 2 and not (kind is SeveralLabels and target.classes):
-        what = f"only the label '{target.classes[0]}'" if target.classes else "no labels"
+    target, learnt = kind.find(rows, label), kind.find(learned, label).classes
+    if len(learnt) < 2 and not (kind is SeveralLabels and learnt):
+        what = f"only the label '{learnt[0]}'" if learnt else "no labels"
         raise TriptychError(f"The rows to learn from have {what} in '{label}'; {task} needs two or more.")
-    if judged is not None:
-        unknown = sorted(set(kind.find(judged, label).classes) - set(target.classes))
-        if unknown:
-            raise TriptychError(f"A row that validates has the label '{unknown[0]}' in '{label}', which none learns.")
+    missing = [name for name in target.classes if name not in learnt]
+    if missing and distributed.rank() == 0:
+        print(f"no row to learn from has the label {', '.join(missing)}")
     return target
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from triptych import catalog, report
+from triptych.api.finetuning import finetunings
 from triptych.api.sources import RECIPES, named_recipe, open_source, read_run
 from triptych.embedding import EmbeddingTable, sweep
 from triptych.errors import TriptychError, UsageError
@@ -39,10 +40,11 @@ def describe_methods(name: str | None = None, recipe: str | None = None, as_json
     page = (sys.modules[kind.__module__].__doc__ or "").strip()
     made_by = [which for which in RECIPES if hasattr(sys.modules[kind.__module__], which)]
     how = f"{', '.join(made_by)} (triptych methods {name} --recipe {made_by[0]})" if made_by else "none"
+    tuned = ", ".join(finetunings(name)) or "none published"
     known = sources_for(name)
     weights = [f"  {key}: {source.what}. {source.licence}" for key, source in known.items()]
     command = f" (triptych import {next(iter(known))} CHECKPOINT --out MODEL)" if known else " none are known"
-    return "\n".join([page, "", f"recipes: {how}", f"weights:{command}", *weights])
+    return "\n".join([page, "", f"recipes: {how}", f"fine-tuning: {tuned}", f"weights:{command}", *weights])
 
 
 def info(path: str | Path, as_json: bool = False) -> str:

@@ -295,7 +295,8 @@ class Task:
             return {stream: Score(float(hits.mean()), low, high, count, 100 / len(self.classes), note)}
         scorer = metrics.MultiLabelScorer(scored.labels, scored.x)
         whole = scorer()
-        drawn = [scorer(weight) for weight in metrics.resample(count, DRAWS, seed)]
+        weights = metrics.resample(count, DRAWS, seed)
+        drawn = [scorer(weight) for weight in weights if scored.labels[weight > 0].any()]  # small sets may draw none
         left = f"{len(self.classes) - len(whole.excluded)} classes"
         if whole.excluded:
             left += f", {len(whole.excluded)} without a positive left out"
