@@ -171,6 +171,8 @@ def test_attention_and_ctc_are_weighted() -> None:
         best = sorted(scores.items(), key=lambda entry: -entry[1])
         assert [one.tokens for one in found] == [said for said, _ in best[:2]], weight
         assert [one.score for one in found] == pytest.approx([score for _, score in best[:2]], rel=1e-5)
+        (every,) = joint_beam(TABLE, MEMORY, torch.tensor([2]), ctc, beam=5, weight=weight, best=50, never=(0, 1))
+        assert not any(2 in one.tokens for one in every)  # what has ended does not go on
 
 
 def _decoder() -> TokenDecoder:

@@ -166,5 +166,5 @@ def test_what_cannot_be_measured_is_told(rows: Rows, sweeps: Sweeps) -> None:
 
 
 def test_a_model_without_words_is_told_before_anything_is_decoded(rows: Rows) -> None:
-    with pytest.raises(UsageError, match="says no words; fine-tune one that does"):
+    with pytest.raises(UsageError, match="says no words; train one that does"):
         evaluate("random:lava", rows.select(range(8)), ["speech"])

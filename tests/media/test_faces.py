@@ -94,14 +94,16 @@ def test_what_lies_outside_the_picture_is_black() -> None:
 
 def test_frames_are_smoothed_forwards_and_the_last_ones_share_a_similarity() -> None:
     count, window = 30, FORMS["mouth"].smoothing
-    moving = np.stack([_face() + np.array([2.0 * frame, 0]) for frame in range(count)])
-    maps = place_crops(moving, FORMS["mouth"])
+    sizes = 1 + np.arange(count) ** 2 / 100
+    growing = np.stack([_face() * size for size in sizes])
+    maps = place_crops(growing, FORMS["mouth"])
     for frame in range(count):
         first = min(frame, count - window)
-        # Where the stable points' mean over the window lies, against the mean face.
-        ahead = 2.0 * (first + (window - 1) / 2)
-        corner = round(129.31 + 2.0 * frame - ahead) - 48  # the mouth is that of the frame itself
-        np.testing.assert_allclose(maps[frame] @ [0, 0, 1], [corner + ahead, 110], atol=1e-6)
+        mean = sizes[first : first + window].mean()
+        np.testing.assert_allclose(maps[frame, :, :2], mean * np.eye(2), atol=1e-9)
+        mouth = np.array([129.31, 157.82]) * sizes[frame]  # that of the frame itself
+        corner = np.clip(np.round(mouth / mean) - 48, 0, 160)
+        np.testing.assert_allclose(maps[frame] @ [0, 0, 1], corner * mean, atol=1e-6)
 
 
 def test_the_crop_stays_in_the_canvas() -> None:

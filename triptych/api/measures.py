@@ -205,7 +205,9 @@ def _knn(asked: Asked) -> Evaluator:
 
 def _speech(asked: Asked) -> Evaluator:
     if not isinstance(asked.model.method, Recognition):
-        raise UsageError(f"{asked.model.method_name} says no words; fine-tune one that does: docs/speech.md tells how.")
+        raise UsageError(
+            f"{asked.model.method_name} says no words; train one that does: triptych finetune --task words."
+        )
     read = asked.model.method.options.streams[0]
     streams = asked.streams or list(dict.fromkeys([read, *read.split("+")]))
     column = asked.label or "caption"

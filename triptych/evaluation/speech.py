@@ -5,13 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from jaxtyping import Int
-from tqdm import tqdm
 
-from triptych.data.loader import Loader
 from triptych.embedding import Looks
 from triptych.errors import TriptychError, UsageError
+from triptych.evaluation.classification import say
 from triptych.evaluation.evaluator import Score, Sweeper, Swept
 from triptych.evaluation.metrics import bootstrap, edit_costs
 from triptych.media.collection import Rows
@@ -121,7 +119,7 @@ class SpeechRecognition:
         scores: dict[str, Score] = {}
         for condition in self._conditions():
             viewing = self._seen(model.sweeps.viewing, condition)
-            said = transcribe(model.sweeps.models[model.name], rows, viewing, model.sweeps.workers, self.seed)
+            said = transcribe(model.sweeps.models[model.name], rows, viewing, model.sweeps.workers)
             pairs = [
                 (references[number], normalize(text), groups[number])
                 for number, text in zip(told, said, strict=True)
@@ -161,10 +159,7 @@ class SpeechRecognition:
         return Score(rate(np.arange(len(edits))), low, high, len(edits), note=f"{made_of}; {NORMALIZER}")
 
 
-@torch.inference_mode()
-def transcribe(
-    model: Looks, rows: Rows, viewing: Viewing, workers: int | None = None, seed: int = 0
-) -> list[str | None]:
+def transcribe(model: Looks, rows: Rows, viewing: Viewing, workers: int | None = None) -> list[str | None]:
     """Return what a model says is spoken in each row; None for those that could not be read.
 
     Args:
@@ -172,23 +167,14 @@ def transcribe(
         rows: The utterances.
         viewing: How they are seen and heard.
         workers: Decoding processes.
-        seed: Of the noise.
 
     Raises:
         UsageError: If the model says no words.
     """
     if model.tokenizer is None:
-        raise UsageError("This model has no tokenizer, so it says no words: fine-tune one with --task recognition.")
-    method = model.method.eval()
+        raise UsageError("This model has no tokenizer, so it says no words: triptych finetune --task words makes one.")
     found: list[str | None] = [None] * len(rows)
-    device = next(method.parameters()).device
-    with (
-        Loader(rows, viewing, seed=seed, tokenizer=model.tokenizer, workers=workers, device=device) as loader,
-        tqdm(total=len(rows), desc="listen", unit="row", delay=2, disable=None) as bar,
-    ):
-        for batch in loader.sweep():
-            words = method.predict(batch.views[0])["words"]
-            for number, ids in zip(batch.rows.tolist(), words.tolist(), strict=True):
-                found[number] = model.tokenizer.decode(ids)
-            bar.update(len(batch))
+    for said in say(model, rows, viewing, workers, "listen"):
+        for number, ids in zip(said.rows.tolist(), said.outputs["words"].tolist(), strict=True):
+            found[number] = model.tokenizer.decode(ids)
     return found
