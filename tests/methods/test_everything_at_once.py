@@ -98,6 +98,9 @@ def test_equal_terms_give_their_value_whatever_the_weights(method: EverythingAtO
     )
     equal = replace(losses, terms=dict.fromkeys(losses.terms, torch.tensor(3.0)))
     assert float(equal.total) == pytest.approx(3.0)
+    less = EverythingAtOnce(_config(weights={"tv": 3.0, "va": 1.0, "ta": 0.0}))
+    found = less.objective(Batch((view,), torch.arange(BATCH)), Clock())
+    assert found.weights == {"tv": 0.75, "va": 0.25}
     without_text = {name: clip for name, clip in view.items() if name != "text"}
     alone = method.objective(Batch((without_text,), torch.arange(BATCH)), Clock())
     assert alone.weights == {"va": 1.0}
@@ -336,6 +339,7 @@ def test_sizes_that_do_not_fit_are_told() -> None:
         ({"video": ("one",)}, "video has 1 streams, video_widths 2"),
         ({"audio_blocks": (1,)}, "one entry for the first layer and one for each stage"),
         ({"heads": 3}, "heads 3 does not divide width 16"),
+        ({"weights": {"tv": 0.0}}, "weights must not be below 0, and one must be above"),
     ):
         with pytest.raises(ValueError, match=message):
             _config(**changes)

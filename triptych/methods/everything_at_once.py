@@ -119,6 +119,8 @@ class EverythingAtOnceConfig(Config):
             raise ValueError("audio_widths has one entry for the first layer and one for each stage of audio_blocks")
         if self.width % self.heads:
             raise ValueError(f"heads {self.heads} does not divide width {self.width}")
+        if min(self.weights.values(), default=0.0) < 0 or not any(self.weights.values()):
+            raise ValueError("weights must not be below 0, and one must be above")
         return self
 
 
@@ -159,7 +161,10 @@ class EverythingAtOnce(Method):
         self.davenet = ResDAVEnet(config.mels, config.audio_widths, config.audio_blocks)
         inputs = {"text": config.word_width, "video": sum(config.video_widths), "audio": self.davenet.width}
         self.tokens = nn.ModuleDict(
-            {name: nn.Sequential(GatedUnit(inputs[name], config.width), _norm(config.width)) for name in MODALITIES}
+            {
+                name: nn.Sequential(GatedUnit(inputs[name], config.width), nn.LayerNorm(config.width, eps=1e-6))
+                for name in MODALITIES
+            }
         )
         self.fusion = FusionTransformer(config.width, config.heads, config.depth, config.ratio)
         self.heads = nn.ModuleDict({name: GatedUnit(config.width, config.dim) for name in MODALITIES})
@@ -190,7 +195,7 @@ class EverythingAtOnce(Method):
         report: dict[str, Tensor] = {}
         for name, weight in self.options.weights.items():
             first, second = SIDES[name]
-            if first in vectors and second in vectors:
+            if weight and first in vectors and second in vectors:
                 valid = present[first] & present[second]
                 terms[name], report[f"accuracy_{name}"] = self._align(vectors[first], vectors[second], valid)
                 weights[name] = weight
@@ -319,10 +324,6 @@ class EverythingAtOnce(Method):
             right = (x @ y.T).masked_fill(~valid, float("-inf")).argmax(dim=1) == torch.arange(len(x), device=x.device)
             accuracy = (right & valid).sum() / count.clamp(min=1)
         return loss, accuracy
-
-
-def _norm(width: int) -> nn.LayerNorm:
-    return nn.LayerNorm(width, eps=1e-6)
 
 
 def _unit(x: Float[Tensor, "batch dim"]) -> Float[Tensor, "batch dim"]:
