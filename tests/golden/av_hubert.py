@@ -280,4 +280,5 @@ def _check_front_ends(inputs: dict[str, Tensor], compare: Comparison) -> None:
     transform = VideoTransform(size=size, resize=side, channels=1, mean=(0.421,) * 3, std=(0.165,) * 3)
     box = draw_box(transform, side, side, torch.Generator())
     frames_of_three = cut(inputs["video"][..., None].expand(-1, -1, -1, 3), box, size)[None]
-    compare("video_center", finish_video(frames_of_three, draw_colours(transform, torch.Generator()), transform), 1e-6)
+    draws = {name: draw[None] for name, draw in draw_colours(transform, torch.Generator()).items()}
+    compare("video_center", finish_video(frames_of_three, draws, transform), atol=1e-6)
