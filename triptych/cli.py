@@ -39,6 +39,7 @@ class Task(StrEnum):
     """Tasks of `evaluate`."""
 
     probe = "probe"
+    svm = "svm"
     knn = "knn"
     retrieval = "retrieval"
     steps = "steps"

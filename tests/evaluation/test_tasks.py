@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from sklearn.svm import LinearSVC
 
 from tests.tiny import tiny_lava
 from triptych.data.targets import read_labels
@@ -17,7 +18,7 @@ from triptych.errors import TriptychError, UsageError
 from triptych.evaluation import probe
 from triptych.evaluation.evaluator import Score, Sweeps
 from triptych.evaluation.metrics import retrieval_ranks
-from triptych.evaluation.probe import KNN, LinearProbe, fit_logistic
+from triptych.evaluation.probe import KNN, LinearProbe, LinearSVM, fit_logistic, fit_svm
 from triptych.evaluation.retrieval import Items, Retrieval, compare
 from triptych.evaluation.splits import choose_split, folds, train_and_test
 from triptych.evaluation.table import Results, from_json
@@ -65,7 +66,10 @@ def rows(tmp_path: Path) -> Rows:
     return Rows.open(tmp_path / "m.csv")
 
 
-@pytest.mark.parametrize("task", [LinearProbe("kind"), KNN("kind"), LinearProbe("kind", average="probabilities")])
+PROBES = [LinearProbe("kind"), KNN("kind"), LinearProbe("kind", average="probabilities"), LinearSVM("kind")]
+
+
+@pytest.mark.parametrize("task", [*PROBES, LinearSVM("kind", unit=True)])
 def test_probes_find_what_is_there_and_no_more(rows: Rows, task: LinearProbe | KNN) -> None:
     scores = task.run(Known(), rows.split("train"), rows.split("test"))
     assert set(scores) == {"video", "audio", "audio+video"}
@@ -87,6 +91,20 @@ def test_logistic_regression_is_scikit_learns(rows: Rows) -> None:
     for number in range(3):
         alone = LogisticRegression(C=1 / (penalty * 120), tol=1e-8, max_iter=1000).fit(x, y == number)
         np.testing.assert_allclose(several[:-1, number].numpy(), alone.coef_[0], atol=2e-3)
+
+
+@pytest.mark.parametrize("cost", [1e-5, 1e-2, 1.0])
+def test_the_support_vector_machine_is_that_of_scikit_learn(cost: float) -> None:
+    rng = np.random.default_rng(1)
+    labels = rng.integers(3, size=90)
+    x = (rng.normal(size=(90, 6)) + 0.7 * np.eye(6)[labels]).astype(np.float32)
+    marks = torch.nn.functional.one_hot(torch.from_numpy(labels)).float()
+    ours = fit_svm(torch.from_numpy(x), marks, cost)
+    theirs = LinearSVC(C=cost, tol=1e-8, max_iter=100_000).fit(x, labels)
+    np.testing.assert_allclose(ours[:-1].T, theirs.coef_, atol=1e-4, rtol=1e-3)
+    np.testing.assert_allclose(ours[-1], theirs.intercept_, atol=1e-4, rtol=1e-3)
+    warm = fit_svm(torch.from_numpy(x), marks, cost, start=torch.ones(7, 3))
+    torch.testing.assert_close(warm, ours, atol=1e-4, rtol=1e-3)
 
 
 def test_rows_of_a_group_are_one_item(rows: Rows, tmp_path: Path) -> None:

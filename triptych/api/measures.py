@@ -21,7 +21,7 @@ from triptych.evaluation.evaluator import (
 )
 from triptych.evaluation.events import EventLocalization
 from triptych.evaluation.metrics import Ties
-from triptych.evaluation.probe import KNN, LinearProbe
+from triptych.evaluation.probe import KNN, LinearProbe, LinearSVM
 from triptych.evaluation.retrieval import Missing, Retrieval
 from triptych.evaluation.speech import SpeechRecognition
 from triptych.evaluation.splits import folds as cross_validate
@@ -65,8 +65,9 @@ def evaluate(
     Args:
         model: A model, or its name.
         source: Recordings; probes learn on ``train`` and are tested on ``test``, or else on ``val``.
-        tasks: ``probe``, ``knn``, ``retrieval``, ``steps``; of fine-tuned models ``classes``, ``speech``, ``events``.
-        label: Column of the labels, for probe and knn; cells with several make it a multi-label task. Column of the
+        tasks: ``probe``, ``svm``, ``knn``, ``retrieval``, ``steps``; of fine-tuned models ``classes``, ``speech``,
+            ``events``.
+        label: Column of the labels, for probes and knn; cells with several make it a multi-label task. Column of the
             transcripts, for speech; ``caption`` where None. Column of the labels by second, for events; the one that
             the model was trained on where None; so, too, for classes.
         streams: Streams of probe and knn; what is given to speech recognition, in turn.
@@ -98,7 +99,7 @@ def evaluate(
     asked = (found, rows, label, streams, query, target, group, seed, decibels, noise)
     options = (seconds, stride, ties, missing, more)
     evaluators = [_evaluator(Asked(task, *asked, *options)) for task in tasks]
-    learns = any(task in ("probe", "knn") for task in tasks)
+    learns = any(task in ("probe", "svm", "knn") for task in tasks)
     if folds is not None:
         parts: list[tuple[Rows | None, Rows]] = [*cross_validate(rows, folds)]
     else:
@@ -199,6 +200,10 @@ def _probe(asked: Asked) -> Evaluator:
     return LinearProbe(asked.column(), asked.streams, group=asked.group, seed=asked.seed)
 
 
+def _svm(asked: Asked) -> Evaluator:
+    return LinearSVM(asked.column(), asked.streams, group=asked.group, seed=asked.seed)
+
+
 def _knn(asked: Asked) -> Evaluator:
     return KNN(asked.column(), asked.streams, group=asked.group, seed=asked.seed)
 
@@ -234,6 +239,7 @@ def _events(asked: Asked) -> Evaluator:
 
 TASKS: dict[str, Callable[[Asked], Evaluator]] = {
     "probe": _probe,
+    "svm": _svm,
     "knn": _knn,
     "retrieval": _retrieval,
     "steps": _steps,

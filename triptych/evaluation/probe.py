@@ -1,9 +1,9 @@
 """Probes of frozen features: k nearest neighbours and a linear classifier."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -19,8 +19,10 @@ from triptych.evaluation import metrics
 from triptych.evaluation.evaluator import Score, Sweeper, gather_streams
 from triptych.media.collection import Rows
 
-PENALTIES = tuple(10.0**power for power in range(-6, 2))
-"""Weights of the squared norm that are tried."""
+PENALTIES = tuple(10.0**power for power in range(1, -7, -1))
+"""Weights of the squared norm that are tried, from strong to weak."""
+COSTS = tuple(10.0**power for power in range(-5, 1))
+"""Weights of the errors of a support vector machine that are tried, from weak to strong (XKD: 1e-5 to 1)."""
 DRAWS = 200
 """Samples of the interval of a multi-label score (each is a sum over all classes)."""
 
@@ -66,6 +68,10 @@ class LinearProbe:
     group: str | None = None
     seed: int = 0
     name: str = "probe"
+    strengths: ClassVar[tuple[float, ...]] = PENALTIES
+    """What is chosen among, each fit beginning where the last ended."""
+    strength: ClassVar[str] = "penalty"
+    """What it is called."""
 
     def run(self, model: Sweeper, train: Rows, test: Rows) -> dict[str, Score]:
         """Return the accuracy in percent of each stream; mAP in percent and d' where rows have several labels.
@@ -77,29 +83,37 @@ class LinearProbe:
         task = Task.read(train, test, self.label, self.group)
         scores: dict[str, Score] = {}
         for stream, before, after in tqdm(list(task.pairs(model, self.streams)), "probe", delay=2, disable=None):
-            logits, penalty = self._classify(task, before, after)
-            scores |= task.score(stream, after.scored(logits), self.seed, f"penalty {penalty:g}")
+            logits, chosen = self._classify(task, before, after)
+            scores |= task.score(stream, after.scored(logits), self.seed, f"{self.strength} {chosen:g}")
         return scores
+
+    def prepare(self, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return features as the classifier reads them: each with mean 0 and deviation 1 over the training windows."""
+        mean, std = train.mean(axis=0), train.std(axis=0) + 1e-6
+        return (train - mean) / std, (test - mean) / std
+
+    def fit(self, x: Tensor, labels: Tensor, strength: float, several: bool, start: Tensor | None = None) -> Tensor:
+        """Return weights and, in the last row, biases."""
+        return fit_logistic(x, labels, strength, several, start)
 
     def _classify(
         self, task: "Task", train: "Windows", test: "Windows"
     ) -> tuple[Float[np.ndarray, "rows classes"], float]:
-        mean, std = train.x.mean(axis=0), train.x.std(axis=0) + 1e-6
-        x, y = (torch.from_numpy(((part.x - mean) / std).astype(np.float32)) for part in (train, test))
+        x, y = (torch.from_numpy(part.astype(np.float32)) for part in self.prepare(train.x, test.x))
         labels = torch.from_numpy(train.labels).float()
         items = np.unique(train.groups)
         held = np.random.default_rng(self.seed).permutation(items)[: max(len(items) // 5, 1)]
         apart = np.isin(train.groups, held)
-        best, chosen, weights = -math.inf, PENALTIES[0], None
+        best, chosen, weights = -math.inf, self.strengths[-1], None
         if 0 < int(apart.sum()) < len(apart):
             judged = train.take(apart)
-            for penalty in reversed(PENALTIES):  # from strong to weak, each beginning where the last ended
-                weights = fit_logistic(x[~apart], labels[~apart], penalty, task.several, weights)
+            for strength in self.strengths:
+                weights = self.fit(x[~apart], labels[~apart], strength, task.several, weights)
                 found = judged.scored(self._scores(task, x[apart], weights))
                 value = task.judge(found)
                 if value > best:
-                    best, chosen = value, penalty
-        return self._scores(task, y, fit_logistic(x, labels, chosen, task.several)), chosen
+                    best, chosen = value, strength
+        return self._scores(task, y, self.fit(x, labels, chosen, task.several)), chosen
 
     def _scores(self, task: "Task", x: Tensor, weights: Tensor) -> Float[np.ndarray, "rows classes"]:
         logits = x @ weights[:-1] + weights[-1]
@@ -107,6 +121,59 @@ class LinearProbe:
             logits = logits.sigmoid() if task.several else logits.softmax(dim=1)
         found: Float[np.ndarray, "rows classes"] = logits.numpy()
         return found
+
+
+@dataclass(frozen=True)
+class LinearSVM(LinearProbe):
+    """A linear support vector machine for each class against the rest, on features as they are (XDC, XKD, CrissCross).
+
+    Its cost is chosen on held-out recordings, as the penalty of ``LinearProbe`` is; released code often chose it on the
+    test rows. Decision values of a recording's windows are averaged.
+    """
+
+    name: str = "svm"
+    unit: bool = False
+    """Whether each feature vector is divided by its length first."""
+    strengths: ClassVar[tuple[float, ...]] = COSTS
+    strength: ClassVar[str] = "C"
+
+    def prepare(self, train: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return features as they are, or of unit length."""
+        return (_unit(train), _unit(test)) if self.unit else (train, test)
+
+    def fit(self, x: Tensor, labels: Tensor, strength: float, several: bool, start: Tensor | None = None) -> Tensor:
+        """Return weights and, in the last row, biases."""
+        return fit_svm(x, labels, strength, start)
+
+
+def fit_svm(
+    x: Float[Tensor, "rows dim"],
+    labels: Float[Tensor, "rows classes"],
+    cost: float,
+    start: Float[Tensor, "inputs classes"] | None = None,
+    steps: int = 1000,
+) -> Float[Tensor, "inputs classes"]:
+    """Return weights and (last row) biases that minimise half their squares + cost times the sum of squared hinges.
+
+    This is scikit-learn's ``LinearSVC`` with its defaults (the bias is a weight of a constant 1 and counts with the
+    others), solved by L-BFGS in float64.
+
+    Args:
+        x: Features.
+        labels: 1 for the classes of a row: each class is a problem of its own.
+        cost: Of the errors (``C``).
+        start: Where to begin; zeros where None.
+        steps: Iterations at most.
+    """
+    inputs = torch.cat([x, x.new_ones(len(x), 1)], dim=1).double()
+    signs = 2 * labels.double() - 1
+
+    def loss(weights: Tensor) -> Tensor:
+        hinge = (1 - signs * (inputs @ weights)).clamp(min=0)
+        return weights.square().sum() / 2 + cost * hinge.square().sum()
+
+    first = torch.zeros(inputs.shape[1], labels.shape[1]) if start is None else start
+    return _minimise(loss, first.double(), steps, tolerance=1e-6).float()
 
 
 def fit_logistic(
@@ -130,24 +197,32 @@ def fit_logistic(
         steps: Iterations at most.
     """
     inputs = torch.cat([x, x.new_ones(len(x), 1)], dim=1)
-    weights = torch.zeros(inputs.shape[1], labels.shape[1]) if start is None else start.clone()
-    weights.requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [weights], max_iter=steps, tolerance_grad=1e-5, history_size=10, line_search_fn="strong_wolfe"
-    )
 
-    def loss() -> Tensor:
-        optimizer.zero_grad()
+    def loss(weights: Tensor) -> Tensor:
         logits = inputs @ weights
         if several:
             entropy = functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum") / len(x)
         else:
             entropy = functional.cross_entropy(logits, labels)
-        value = entropy + penalty / 2 * weights[:-1].square().sum()
+        return entropy + penalty / 2 * weights[:-1].square().sum()
+
+    first = torch.zeros(inputs.shape[1], labels.shape[1]) if start is None else start
+    return _minimise(loss, first, steps, tolerance=1e-5)
+
+
+def _minimise(loss: Callable[[Tensor], Tensor], start: Tensor, steps: int, tolerance: float) -> Tensor:
+    weights = start.clone().requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [weights], max_iter=steps, tolerance_grad=tolerance, history_size=10, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss(weights)
         value.backward()
         return value
 
-    optimizer.step(loss)
+    optimizer.step(closure)
     return weights.detach()
 
 
