@@ -59,7 +59,8 @@ CATALOG: dict[str, Entry] = {
     "vatt": Entry(
         target="triptych.methods.vatt:VATT",
         title="VATT",
-        paper="Akbari et al.: VATT: Transformers for Multimodal Self-Supervised Learning, NeurIPS 2021, arXiv 2104.11178",
+        paper="Akbari et al.: VATT: Transformers for Multimodal Self-Supervised Learning from Raw Video, Audio and "
+        "Text, NeurIPS 2021, arXiv 2104.11178",
         streams=("video", "audio", "text"),
         golden="vatt",
     ),

@@ -125,8 +125,8 @@ class AudioTransform(Config):
     steps: int | None = None
     """Pad with zeros or cut to so many steps (samples for `waveform`); as many as there are where None."""
     pad: Literal["spectrogram", "output"] = "spectrogram"
-    """Where steps beyond the valid ones are zeros: in the spectrogram, which `mean` and `std` then change like the rest,
-    or in what comes out of them (LAVISH)."""
+    """Where steps beyond the valid ones are zeros: in the spectrogram, which `mean` and `std` then change like the
+    rest, or in what comes out of them (LAVISH)."""
     gain: float = Field(0.0, ge=0)
     """The level is changed by a draw from [-x, x] decibels."""
     volume: float = Field(0.0, ge=0, le=1)

@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from triptych.encoders.audio_vit import AudioViT
+from triptych.encoders.masked_decoder import MaskedDecoder, MaskedDecoderConfig
 from triptych.encoders.vit import VideoViT, ViT, ViTConfig
 from triptych.layers.grid_positions import PositionKind
-from triptych.layers.masked_decoder import MaskedDecoder, MaskedDecoderConfig
 from triptych.layers.masks import count_kept, hidden, keep_lowest
 from triptych.layers.patches import patchify_video
 from triptych.losses.regression import masked_regression, normalize_patches

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from triptych.batch import Batch, Clip
-from triptych.layers.masked_decoder import MaskedDecoderConfig
+from triptych.encoders.masked_decoder import MaskedDecoderConfig
 from triptych.layers.masks import count_kept, hidden, keep_lowest
 from triptych.method import Clock, Losses
 from triptych.methods.xkd import XKD, XKDConfig, refine, weigh

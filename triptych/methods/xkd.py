@@ -24,9 +24,9 @@ from triptych.batch import Batch, Clip, Stream, View
 from triptych.distributed import Gather
 from triptych.encoders.audio_vit import AudioViT
 from triptych.encoders.encoder import Encoder, Features
+from triptych.encoders.masked_decoder import MaskedDecoder, MaskedDecoderConfig
 from triptych.encoders.vit import VideoViT, ViT, ViTConfig
 from triptych.errors import UsageError
-from triptych.layers.masked_decoder import MaskedDecoder, MaskedDecoderConfig
 from triptych.layers.masks import count_kept, hidden, keep_lowest
 from triptych.layers.prototypes import PrototypeHead
 from triptych.layers.teacher import Teacher, cosine_momentum
@@ -390,8 +390,8 @@ def _look(
     }
 
 
-def _paper(config: XKDConfig, local_views: int = 1) -> tuple[Viewing, Viewing]:
-    """Return the published look (section 3): the clip whole, its local crops, and a second of its sound.
+def _paper(config: XKDConfig, local_views: int) -> tuple[Viewing, Viewing]:
+    """Return the published look (section 3): the clip whole, local crops of it, and a second of its sound.
 
     Local windows of picture and sound are drawn apart, so they are views of their own.
     """
@@ -421,10 +421,13 @@ def _paper(config: XKDConfig, local_views: int = 1) -> tuple[Viewing, Viewing]:
     return train, Viewing(windows=Grid(seconds=4.0, count=3, crops=3), views=(seen,))
 
 
-def paper() -> Recipe:
-    """Return the published run: Kinetics-400, 800 epochs (sections 3 and 6)."""
-    config = XKDConfig()
-    train, test = _paper(config)
+def paper(variant: Literal["xkd", "mas", "mats"] = "xkd") -> Recipe:
+    """Return the published run of a variant: Kinetics-400, 800 epochs (sections 3 to 6)."""
+    config = XKDConfig(variant=variant)
+    if variant == "mas":
+        rising = {"video_temperature": (0.09, 0.11), "audio_temperature": (0.04, 0.06)}
+        config = config.model_copy(update=rising)
+    train, test = _paper(config, local_views=1 if variant == "xkd" else 3)
     return Recipe(
         method="xkd",
         config=config,

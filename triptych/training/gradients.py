@@ -128,8 +128,8 @@ class Harmonization(Config):
         """Return the harmonized gradients, or none at all where the micro-batch is left out.
 
         The log is told, for terms ``a`` and ``b``, ``cosine.a.b`` and, realigned, ``cosine_after.a.b``; ``conflict``,
-        the share of pairs whose cosine is below 0; and ``kept``, 1 or 0. A pair of which a gradient is zero or not finite
-        has neither cosine nor conflict.
+        the share of pairs whose cosine is below 0; and ``kept``, 1 or 0. A pair of which a gradient is zero or not
+        finite has neither cosine nor conflict.
         """
         names, columns = list(terms), list(zip(*terms.values(), strict=True))
         gram, reached = inner_products(columns)

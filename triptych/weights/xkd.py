@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from triptych.encoders.masked_decoder import MaskedDecoderConfig
 from triptych.errors import TriptychError
-from triptych.layers.masked_decoder import MaskedDecoderConfig
 from triptych.methods.xkd import XKDConfig
 from triptych.weights.mae import rename_in_block
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from triptych.layers.masked_decoder import MaskedDecoder, MaskedDecoderConfig
+from triptych.encoders.masked_decoder import MaskedDecoder, MaskedDecoderConfig
 
 TINY = MaskedDecoderConfig(width=8, layers=1, heads=2)
 
