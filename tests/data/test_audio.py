@@ -6,14 +6,15 @@ import torch
 from triptych.data.audio import (
     add_noise,
     amplify,
+    crop_spectrograms,
     draw_sound,
     finish_sound,
     mask_mels,
     mask_steps,
 )
 from triptych.data.front_ends import spectrogram_steps
-from triptych.layers.spectrogram import davenet_mel
-from triptych.recipe import AudioTransform
+from triptych.layers.spectrogram import davenet_mel, slaney_bank, slaney_mel
+from triptych.recipe import AudioTransform, SpectrogramCrop
 
 RATE = 16_000.0
 
@@ -161,3 +162,65 @@ def test_candidates_share_the_draws_of_their_row() -> None:
     out, length = finish_sound(waveform, torch.full((2, 2), 16_000), RATE, draws_of(transform, 0, 1), transform)
     assert out.shape == (2, 2, 101, 16) and length.tolist() == [[101, 101]] * 2
     assert torch.equal(out[0, 0], out[0, 1]) and not torch.equal(out[0, 0], out[1, 0])
+
+
+def test_slaneys_bank_is_linear_to_a_kilohertz_and_logarithmic_above() -> None:
+    """Mel 15 is 1000 Hz, mel 42 is 6400 Hz; triangles of unit area (xkd, section 3)."""
+    bank = slaney_bank(41, 16_000, 16_000.0, 0.0, 6400.0)  # edges at whole mels, bins at whole Hz
+    assert bank.argmax(dim=0)[[2, 14]].tolist() == [200, 1000]  # mels 3 and 15
+    assert int(bank[:, 15].argmax()) == round(1000 * 6.4 ** (1 / 27))
+    assert bank[6399, 40] > 0 and not bank[6401:].any()
+    torch.testing.assert_close(bank.sum(dim=0), torch.ones(41), atol=1e-3, rtol=0)
+    assert float(bank[200, 2]) == pytest.approx(2 / (4 * 200 / 3 - 2 * 200 / 3), rel=1e-5)
+
+
+def test_slaneys_spectrogram_has_the_published_steps_and_floor() -> None:
+    transform = AudioTransform(front_end="slaney", mels=80, window=1024 / RATE, hop=143 / RATE, low=0.0, floor=1.19e-7)
+    steps = spectrogram_steps(torch.tensor([64_000, 16_000, 0]), RATE, transform)
+    assert steps.tolist() == [448, 112, 0]
+    silence = slaney_mel(torch.zeros(1, 16_000), RATE)
+    assert silence.shape == (1, 112, 80)
+    assert silence.unique().tolist() == pytest.approx([math.log(1.19e-7)], rel=1e-6)
+    tone = torch.sin(2 * math.pi * 1000 * torch.arange(16_000) / RATE)[None]
+    # A periodic Hann window sums to 512: power (512 / 2)^2 in the tone's bin, a quarter of it in both beside it.
+    energies = slaney_mel(tone, RATE)[0, 50].exp()
+    bank = slaney_bank(80, 1024, RATE, 0.0, 8000.0)
+    wanted = 256.0**2 * (bank[64] + (bank[63] + bank[65]) / 4)
+    torch.testing.assert_close(energies, wanted + 1.19e-7, rtol=1e-3, atol=1e-2)
+
+
+def test_the_volume_is_a_factor() -> None:
+    transform = AudioTransform(front_end="waveform", volume=0.2)
+    draws = draws_of(transform, *range(50))
+    assert 0.8 <= float(draws["volume"].min()) < 0.85 and 1.15 < float(draws["volume"].max()) <= 1.2
+    out, _ = finish_sound(torch.ones(50, 3), torch.full((50,), 3), None, draws, transform)
+    torch.testing.assert_close(out[:, 0], draws["volume"])
+
+
+def test_a_whole_stretch_on_a_canvas_of_its_size_is_the_spectrogram() -> None:
+    x, crop = torch.randn(2, 10, 6), SpectrogramCrop(canvas=(1.0, 1.0), time=(1.0, 1.0), mels=(1.0, 1.0))
+    torch.testing.assert_close(crop_spectrograms(x, torch.rand(2, 4), crop), x, atol=1e-5, rtol=0)
+
+
+def test_a_stretch_is_scaled_with_its_corners_in_their_places() -> None:
+    x = torch.arange(60.0).view(1, 10, 6)
+    half = SpectrogramCrop(canvas=(1.0, 1.0), time=(0.5, 0.5), mels=(0.5, 0.5))
+    out = crop_spectrograms(x, torch.tensor([[0.0, 0.0, 0.5, 0.99]]), half)[0]  # steps 3 to 7, mels 3 to 5
+    assert out.shape == (10, 6)
+    corners = [out[0, 0], out[0, -1], out[-1, 0], out[-1, -1]]
+    assert [round(float(corner)) for corner in corners] == [21, 23, 45, 47]
+    wide = SpectrogramCrop(canvas=(1.5, 1.0), time=(1.5, 1.5), mels=(1.0, 1.0))
+    out = crop_spectrograms(1 + x, torch.zeros(1, 4), wide)[0]
+    assert not out[0].any() and not out[-1].any() and out[3:7].all()  # the canvas is zeros round the spectrogram
+
+
+def test_random_crops_travel_with_the_clip() -> None:
+    transform = AudioTransform(mels=16, random_resized=SpectrogramCrop())
+    plain = transform.model_copy(update={"random_resized": None})
+    waveform, length = sound(2), torch.tensor([16_000, 16_000])
+    draws = draws_of(transform, 0, 1)
+    cropped, steps = finish_sound(waveform, length, RATE, draws, transform)
+    again, _ = finish_sound(waveform, length, RATE, draws, transform)
+    whole, _ = finish_sound(waveform, length, RATE, draws, plain)
+    assert torch.equal(cropped, again) and cropped.shape == whole.shape and steps.tolist() == [101, 101]
+    assert not torch.allclose(cropped, whole)

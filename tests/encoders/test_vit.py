@@ -110,3 +110,18 @@ def test_drop_path_rises_from_none() -> None:
 def test_a_class_token_that_is_not_there_cannot_be_pooled() -> None:
     with pytest.raises(ValueError, match="class_token"):
         _video(class_token=False, pool="class")
+
+
+def test_a_stem_does_not_see_hidden_patches_and_keeps_their_places() -> None:
+    video = VideoViT(TINY, frames=4, size=16, tubelet=(2, 8), stem=((4, 2), (6, 2))).eval()
+    sound = AudioViT(TINY, steps=16, mels=8, patch=(4, 4), stem=((4, 2, 2), (6, 2, 1))).eval()
+    for encoder, data in ((video, torch.randn(2, 4, 16, 16, 3)), (sound, torch.randn(2, 16, 8))):
+        keep = torch.tensor([[0, 3], [5, 2]])
+        before = encoder(data, keep=keep)
+        hidden = data.clone()
+        hidden[0, -2:] += 1.0  # in tokens 4 to 7, and 6 and 7
+        assert torch.equal(encoder(hidden, keep=keep).tokens[0], before.tokens[0])
+        assert not torch.equal(encoder(hidden).tokens[0], encoder(data).tokens[0])
+        whole = encoder(data, keep=torch.arange(8).expand(2, 8))
+        torch.testing.assert_close(whole.tokens, encoder(data).tokens)
+        assert encoder(data).grid == encoder.grid
