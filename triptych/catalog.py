@@ -72,6 +72,13 @@ CATALOG: dict[str, Entry] = {
         streams=("video", "audio"),
         golden="xdc",
     ),
+    "xkd": Entry(
+        target="triptych.methods.xkd:XKD",
+        title="XKD",
+        paper="Sarkar, Etemad: Cross-modal Knowledge Distillation with Domain Alignment, AAAI 2024, arXiv 2211.13929",
+        streams=("video", "audio"),
+        golden="xkd",
+    ),
     "recognition": Entry(
         target="triptych.methods.recognition:Recognition",
         title="Recognition",

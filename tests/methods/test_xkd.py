@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from triptych.batch import Batch, Clip
-from triptych.encoders.audio_vit import AudioViT
 from triptych.encoders.masked_decoder import MaskedDecoderConfig
-from triptych.encoders.vit import VideoViT, ViTConfig
+from triptych.encoders.vit import ViTConfig
 from triptych.errors import TriptychError, UsageError
 from triptych.layers.masks import count_kept
 from triptych.method import Clock, Losses
@@ -344,34 +343,74 @@ def test_a_batch_of_one_stream_is_rebuilt_and_no_more() -> None:
 # ---------------------------------------------------------------- weights
 
 
-def _official(method: XKD) -> dict[str, Tensor]:
-    """Return the weights of a student's audio encoder under the authors' names, mel bands before steps."""
-    state = method.student("audio").encoder.state_dict()
-    config = method.options
-    steps, mels = config.steps // config.patch[0], config.mels // config.patch[1]
-    table = state["positions.table"]
-    places = table[1:].unflatten(0, (steps, mels)).transpose(0, 1).flatten(0, 1)
-    kernel = state["project.weight"].unflatten(1, config.patch).transpose(1, 2).flatten(1)
-    found = {
-        "cls_token": state["class_token"][None],
-        "enc_pos_embed": torch.cat([table[:1], places])[None],
-        "patch_embed.proj.weight": kernel,
-        "patch_embed.proj.bias": state["project.bias"],
-        "encoder_norm.weight": state["norm.weight"],
-        "encoder_norm.bias": state["norm.bias"],
-    }
-    names = {"attention.qkv": "attn.qkv", "attention.output": "attn.proj", "linear1": "mlp.fc1", "linear2": "mlp.fc2"}
+NAMES = {"attention.qkv": "attn.qkv", "attention.output": "attn.proj", "linear1": "mlp.fc1", "linear2": "mlp.fc2"}
+
+
+def _block_keys(state: Mapping[str, Tensor], place: str) -> dict[str, Tensor]:
+    found = {}
     for key, tensor in state.items():
         if key.startswith("blocks."):
-            for ours, theirs in names.items():
+            for ours, theirs in NAMES.items():
                 key = key.replace(ours, theirs)
-            found[f"encoder.{key}"] = tensor
+            found[f"{place}.{key}"] = tensor
+    return found
+
+
+def _swap(x: Tensor, first: int, second: int, axis: int = 0) -> Tensor:
+    return x.unflatten(axis, (first, second)).transpose(axis, axis + 1).flatten(axis, axis + 1)
+
+
+def _official(encoder: nn.Module, config: XKDConfig, stream: str) -> dict[str, Tensor]:
+    """Return the weights of an encoder under the authors' names, mel bands before steps."""
+    state = encoder.state_dict()
+    table, kernel = state["positions.table"], state["project.weight"]
+    if stream == "audio":
+        places = _swap(table[1:], config.steps // config.patch[0], config.mels // config.patch[1])
+        table, kernel = torch.cat([table[:1], places]), _swap(kernel, *config.patch, axis=1)
+    embed = "cuboid_embed" if stream == "video" else "patch_embed"
+    return {
+        "cls_token": state["class_token"][None],
+        "enc_pos_embed": table[None],
+        f"{embed}.proj.weight": kernel,
+        f"{embed}.proj.bias": state["project.bias"],
+        "encoder_norm.weight": state["norm.weight"],
+        "encoder_norm.bias": state["norm.bias"],
+        **_block_keys(state, "encoder"),
+    }
+
+
+def _whole(method: XKD) -> dict[str, Tensor]:
+    """Return all weights under the authors' names, shared ones as often as their state has them."""
+    config, found = method.options, {}
+    for short, stream in (("vid", "video"), ("aud", "audio")):
+        for who, network in (("student", method.student(stream)), ("teacher", method.teacher(stream))):
+            for key, tensor in _official(network.encoder, config, stream).items():
+                found[f"{short}_{who}.backbone.{key}"] = tensor
+            head, place = network.head.state_dict(), f"{short}_{who}.head"
+            for number, layer in enumerate(("hidden.0", "hidden.1", "bottleneck")):
+                for kind in ("weight", "bias"):
+                    found[f"{place}.mlp.{3 * number}.{kind}"] = head[f"{layer}.{kind}"]
+                    if layer != "bottleneck":
+                        found[f"{place}.mlp.{3 * number + 1}.{kind}"] = head[f"norm.{kind}"]
+            found[f"{place}.last_layer.weight_g"] = head["gain"]
+            found[f"{place}.last_layer.weight_v"] = head["prototypes"]
+        state, place = method.decoders[stream].state_dict(), f"{short}_ae"
+        table, weight, bias = state["positions.table"], state["predict.weight"], state["predict.bias"]
+        if stream == "audio":
+            places = _swap(table[1:], config.steps // config.patch[0], config.mels // config.patch[1])
+            table, weight, bias = torch.cat([table[:1], places]), *(_swap(x, *config.patch) for x in (weight, bias))
+        found |= {f"{place}.mask_token": state["mask_token"][None], f"{place}.dec_pos_embed": table[None]}
+        found |= {f"{place}.mid_proj.{kind}": state[f"embed.{kind}"] for kind in ("weight", "bias")}
+        found |= {f"{place}.out_proj.weight": weight, f"{place}.out_proj.bias": bias}
+        found |= _block_keys(state, f"{place}.decoder")
+        found[f"{place}.encoder.cls_token"] = found[f"{short}_student.backbone.cls_token"]
+    found["vt2as_ce_loss.center"], found["at2vs_ce_loss.center"] = method.video_center[None], method.audio_center[None]
     return found
 
 
 def test_a_bare_encoder_becomes_the_students_and_the_teachers() -> None:
     method, other = _build(), XKD(TINY)
-    renamed = rename(_official(method), TINY)
+    renamed = rename(_official(method.student("audio").encoder, TINY, "audio"), TINY)
     assert all(name.startswith(("students.audio.encoder.", "teachers.audio.network.encoder.")) for name in renamed)
     load_tensors(other, {**model_tensors(other), **renamed}, "test")
     data = torch.randn(2, 12, 4)
@@ -379,23 +418,42 @@ def test_a_bare_encoder_becomes_the_students_and_the_teachers() -> None:
         torch.testing.assert_close(encoder(data).pooled, method.student("audio").encoder(data).pooled)
 
 
-def test_unknown_keys_and_other_sizes_are_refused_by_name() -> None:
-    weights: Mapping[str, Tensor] = _official(_build())
+@pytest.mark.parametrize("variant", ["xkd", "mas", "mats"])
+def test_a_whole_model_comes_back_with_its_configuration(variant: str) -> None:
+    changes = {"encoder": XKDConfig().encoder.model_copy(update={"width": 64, "layers": 2, "heads": 1})}
+    changes["decoder"] = XKDConfig().decoder.model_copy(update={"width": 32, "layers": 1, "heads": 1})
+    sizes = {"head_hidden": 12, "bottleneck": 6, "prototypes": 10, "variant": variant}
+    method = XKD(XKDConfig().model_copy(update={**changes, **sizes}))
+    for parameter in method.parameters():
+        parameter.data.add_(0.1 * torch.randn_like(parameter))
+    weights = _whole(method)
+    assert configure(weights) == method.options
+    renamed, wanted = rename(weights), model_tensors(method)
+    assert renamed.keys() == wanted.keys()
+    assert all(torch.equal(renamed[name], wanted[name]) for name in wanted)
+
+
+def test_odd_weights_are_refused_by_name() -> None:
+    weights = _official(_build().student("audio").encoder, TINY, "audio")
     with pytest.raises(TriptychError, match="odd"):
         rename({**weights, "odd": torch.zeros(1)}, TINY)
+    with pytest.raises(TriptychError, match=r"encoder\.blocks\.1\.norm2\.bias"):
+        rename({key: x for key, x in weights.items() if key != "encoder.blocks.1.norm2.bias"}, TINY)
     with pytest.raises(TriptychError, match="enc_pos_embed"):
         configure(weights)
+    with pytest.raises(TriptychError, match="cls_token"):
+        configure({"encoder_norm.weight": torch.ones(16)})
 
 
 def test_the_published_encoders_give_the_published_configuration() -> None:
     with torch.device("meta"):
         method = XKD(XKDConfig())
-        assert configure(_official(method)) == XKDConfig()
+        for stream in ("video", "audio"):
+            assert configure(_official(method.student(stream).encoder, method.options, stream)) == XKDConfig()
 
 
 def test_positions_are_resampled_as_the_released_code_does() -> None:
     method = _build()
-    video, audio = method.student("video").encoder, method.student("audio").encoder
-    assert isinstance(video, VideoViT) and isinstance(audio, AudioViT)
-    assert (video.positions.resampling, audio.positions.resampling) == ("linear", "cubic")
-    assert video.positions.margin == audio.positions.margin == 0.1
+    positions = {stream: method.student(stream).encoder.positions for stream in ("video", "audio")}
+    assert {stream: found.resampling for stream, found in positions.items()} == {"video": "linear", "audio": "cubic"}
+    assert all(found.margin == 0.1 for found in positions.values())

@@ -100,6 +100,7 @@ SOURCES: dict[str, Source] = {
         "vatt", "vatt", "pretrained BBS, MBS, LBS, UT-Medium, from the folder vatt of google-research/google-research"
     ),
     "xdc": Source("xdc", "xdc", "video encoders R(2+1)D-18, from the page of HumamAlwassel/XDC"),
+    "xkd": Source("xkd", "xkd", "encoders of students and teachers, from the releases of pritamqu/XKD"),
 }
 """By the name that ``triptych import`` takes."""
 

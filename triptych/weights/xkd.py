@@ -6,14 +6,14 @@ or writes the values of an audio patch, are turned round. Names of the released 
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from triptych.encoders.masked_decoder import MaskedDecoderConfig
 from triptych.errors import TriptychError
 from triptych.methods.xkd import XKDConfig
-from triptych.weights.mae import rename_in_block
+from triptych.weights.mae import BLOCK, rename_in_block
 
 LICENCE = "CC BY-NC 4.0 (pritamqu/XKD): not for commercial use."
 
@@ -22,6 +22,8 @@ NETWORKS = {"student": "students.{}", "teacher": "teachers.{}.network"}
 CENTERS = {"vt2as_ce_loss.center": "video_center", "at2vs_ce_loss.center": "audio_center"}
 DROPPED = re.compile(r"^(?:vid|aud)_ae\.encoder\.")
 """Another name of the students' encoders."""
+RANDOM = re.compile(r"^(?:decoders|students|teachers)\.|_center$")
+"""What a bare encoder lacks: heads, decoders, and the other stream."""
 BACKBONE = {
     "cls_token": "class_token",
     "enc_pos_embed": "positions.table",
@@ -53,10 +55,11 @@ def rename(tensors: Mapping[str, Tensor], config: XKDConfig | None = None) -> di
         config: Says how a spectrogram is cut; the published configuration where None.
 
     Raises:
-        TriptychError: If a key is unknown; it names the key.
+        TriptychError: If a key is unknown, or a bare encoder lacks one; it names the key.
     """
     config = config or XKDConfig()
     if "cls_token" in tensors:
+        _check_whole(tensors)
         stream = "video" if "cuboid_embed.proj.weight" in tensors else "audio"
         encoder = {_backbone_name(key): _turned(_backbone_name(key), x, stream, config) for key, x in tensors.items()}
         places = [f"{network.format(stream)}.encoder." for network in NETWORKS.values()]
@@ -87,36 +90,28 @@ def rename(tensors: Mapping[str, Tensor], config: XKDConfig | None = None) -> di
 
 
 def configure(tensors: Mapping[str, Tensor]) -> XKDConfig:
-    """Return the configuration that the shapes say; heads are 64 wide, clips and patches as published.
+    """Return the configuration that the shapes say; clips, patches and the width of attention heads are as published.
 
     Raises:
-        TriptychError: If the tokens are not as many as in the published encoders.
+        TriptychError: If these are no weights of XKD, or the tokens are not as many as in the published encoders.
     """
-    config = XKDConfig()
-    found = {key.rpartition("backbone.")[2]: x for key, x in tensors.items() if key.endswith(tuple(BACKBONE))}
     for key, tensor in tensors.items():
         if key.endswith("enc_pos_embed") and tensor.shape[1] - 1 not in (392, 560):
             raise TriptychError(f"'{key}' has {tensor.shape[1] - 1} tokens; XKD's encoders have 392 (video) or 560.")
-    if "cls_token" not in found:
+    place = "" if "cls_token" in tensors else "vid_student.backbone."
+    if f"{place}cls_token" not in tensors:
         raise TriptychError("There is no 'cls_token' of an encoder; are these weights of XKD's released code?")
-    width = found["cls_token"].shape[-1]
-    sizes = _sizes(tensors, "encoder.blocks", width)
-    changes: dict[str, object] = {"encoder": config.encoder.model_copy(update=sizes)}
+    config = XKDConfig().model_dump()
+    config["encoder"] |= _stack(tensors, f"{place}encoder.blocks", tensors[f"{place}cls_token"].shape[-1], 64)
+    if not place:
+        return XKDConfig(**config)
     head = {key.removeprefix("vid_student.head."): x for key, x in tensors.items() if "vid_student.head." in key}
-    if head:
-        linears = [key for key in head if re.fullmatch(r"mlp\.\d+\.weight", key) and head[key].ndim == 2]
-        narrow = tensors["vid_ae.mid_proj.weight"].shape[0]
-        decoder: MaskedDecoderConfig = config.decoder.model_copy(
-            update=_sizes(tensors, "vid_ae.decoder.blocks", narrow)
-        )
-        prototypes, bottleneck = head["last_layer.weight_v"].shape
-        shared = shared_blocks(tensors)
-        changes |= {"decoder": decoder, "prototypes": prototypes, "bottleneck": bottleneck}
-        changes |= {"head_layers": len(linears), "head_hidden": head["mlp.0.weight"].shape[0]}
-        changes["variant"] = {0: "xkd", 1: "mas"}.get(len(shared), "mats")
-    return XKDConfig(
-        **{**config.model_dump(), **{k: getattr(v, "model_dump", lambda v=v: v)() for k, v in changes.items()}}
-    )
+    config["decoder"] |= _stack(tensors, "vid_ae.decoder.blocks", tensors["vid_ae.mid_proj.weight"].shape[0], 32)
+    config["prototypes"], config["bottleneck"] = head["last_layer.weight_v"].shape
+    config["head_hidden"] = head["mlp.0.weight"].shape[0]
+    config["head_layers"] = len([x for key, x in head.items() if key.startswith("mlp.") and x.ndim == 2])
+    config["variant"] = ("xkd", "mas", "mats")[len(shared_blocks(tensors))]
+    return XKDConfig(**config)
 
 
 def shared_blocks(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -128,6 +123,18 @@ def shared_blocks(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
         if video is not None and (audio is None or torch.equal(video, audio)):
             found.append(who)
     return tuple(found)
+
+
+def _check_whole(tensors: Mapping[str, Tensor]) -> None:
+    """Raise if a bare encoder lacks a tensor."""
+    embed = "cuboid_embed" if "cuboid_embed.proj.weight" in tensors else "patch_embed"
+    wanted = [key for key in BACKBONE if not key.endswith(("proj.weight", "proj.bias")) or key.startswith(embed)]
+    for number in range(_stack(tensors, "encoder.blocks", 64, 64)["layers"]):
+        layers = [f"{layer}.{kind}" for layer in ("norm1", "norm2", *BLOCK) for kind in ("weight", "bias")]
+        wanted += [f"encoder.blocks.{number}.{layer}" for layer in layers if layer != "attn.qkv.bias"]
+    for key in wanted:
+        if key not in tensors:
+            raise TriptychError(f"There is no '{key}', which every encoder of XKD has.")
 
 
 def _backbone_name(key: str) -> str:
@@ -171,8 +178,15 @@ def _turned(name: str, tensor: Tensor, stream: str, config: XKDConfig) -> Tensor
     return tensor
 
 
-def _sizes(tensors: Mapping[str, Tensor], part: str, width: int) -> dict[str, float]:
-    """Return the sizes of a stack of blocks."""
+def _stack(tensors: Mapping[str, Tensor], part: str, width: int, head: int) -> dict[str, Any]:
+    """Return the sizes of a stack of blocks of a width, whose heads have another.
+
+    Raises:
+        TriptychError: If there is none.
+    """
     places = [match for key in tensors if (match := re.search(re.escape(part) + r"\.(\d+)\.mlp\.fc1\.weight$", key))]
+    if not places:
+        raise TriptychError(f"There is no '{part}.0.mlp.fc1.weight'; are these weights of XKD's released code?")
     hidden = tensors[places[0].string].shape[0]
-    return {"width": width, "layers": len({match[1] for match in places}), "ratio": hidden / width}
+    layers = 1 + max(int(match[1]) for match in places)
+    return {"width": width, "layers": layers, "heads": max(width // head, 1), "ratio": hidden / width}
