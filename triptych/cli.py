@@ -64,6 +64,16 @@ class Missing(StrEnum):
     failed = "failed"
 
 
+class Average(StrEnum):
+    """What is averaged over the windows and crops of a recording."""
+
+    probabilities = "probabilities"
+    logits = "logits"
+
+
+Averaged = Annotated[Average, Option(help="Classes: what is averaged over the windows and crops of a recording.")]
+
+
 class Downstream(StrEnum):
     """Tasks of `finetune`."""
 
@@ -268,6 +278,7 @@ def predict(
     windows: Windows = None,
     crops: Crops = None,
     each_window: Annotated[bool, Option("--each-window", help="A line for each window, not for a recording.")] = False,
+    average: Averaged = Average.probabilities,
     split: Split = None,
     device: Device = None,
     workers: Workers = None,
@@ -284,6 +295,7 @@ def predict(
             windows=windows,
             crops=crops,
             each_window=each_window,
+            average=average.value,
             device=device,
             workers=workers,
         )
@@ -303,6 +315,7 @@ def evaluate(
     folds: Annotated[str | None, Option(metavar="COLUMN", help="Cross-validate over this column.")] = None,
     windows: Windows = None,
     crops: Crops = None,
+    average: Averaged = Average.probabilities,
     split: Split = None,
     snr: Annotated[str | None, Option(help="Speech: also in noise, at these decibels, with commas.")] = None,
     noise: Annotated[str | None, Option(help="Speech: that noise; the other utterances where not given.")] = None,
@@ -333,6 +346,7 @@ def evaluate(
             folds=folds,
             windows=windows,
             crops=crops,
+            average=average.value,
             split=split,
             decibels=[_decibels(text) for text in snr.split(",")] if snr else (),
             noise=noise,

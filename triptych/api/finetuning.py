@@ -168,10 +168,11 @@ def finetune(
     target = _target(rows, learned, facts)
     if made.batch.rows is not None and made.batch.rows > len(learned):
         made = made.model_copy(update={"batch": made.batch.model_copy(update={"rows": len(learned)})})
-    if judged is not None and made.selection is None:
+    if judged is not None:
         score = f"{made.config.streams[0]} WER" if task == "words" else TASKS[task].score  # type: ignore[attr-defined]
-        selection = Selection(score=score, lower=TASKS[task].lower, patience=patience)
-        made = made.model_copy(update={"selection": selection})
+        selection = made.selection or Selection(score=score, lower=TASKS[task].lower)
+        changes = {} if patience is None else {"patience": patience}
+        made = made.model_copy(update={"selection": selection.model_copy(update=changes)})
     elif patience is not None:
         raise UsageError("--patience waits for better validations: give --val SPLIT or --hold-out SHARE.")
     made, tokenizer = complete(made, learned, target.classes if target else ())
@@ -297,6 +298,8 @@ def _recipe(
     else:
         known = f"its own are {', '.join(presets)}" if presets else "it has none of its own"
         raise UsageError(f"There is no recipe '{recipe}' that fine-tunes {below.method}; {known}, or give a file.")
+    if getattr(made.config, "base", None) != below.method:
+        raise UsageError(f"The recipe fine-tunes {getattr(made.config, 'base', made.method)}, not {below.method}.")
     if label is None and recipe not in presets:
         label = getattr(made.config, "label", None)
     label = _label(rows, _task(made.config), label)

@@ -9,7 +9,7 @@ from pathlib import Path
 from triptych.api.sources import open_model, open_source
 from triptych.errors import UsageError
 from triptych.evaluation.baselines import PixelsAndSpectrogram
-from triptych.evaluation.classification import Classification
+from triptych.evaluation.classification import Average, Classification
 from triptych.evaluation.evaluator import (
     Evaluator,
     Score,
@@ -47,6 +47,7 @@ def evaluate(
     folds: str | None = None,
     windows: int | None = None,
     crops: int | None = None,
+    average: Average = "probabilities",
     split: str | None = None,
     decibels: Sequence[int] = (),
     noise: str | None = None,
@@ -80,6 +81,7 @@ def evaluate(
         split: Split to test on.
         decibels: Ratios of speech to noise at which speech recognition is measured, too.
         noise: Folder or manifest of that noise; other utterances where None.
+        average: What is averaged over the windows and crops of a recording, for classes.
         seconds: Length of a window, for steps; the model's own where None.
         stride: Seconds between windows, for steps.
         ties: What equal similarities count in retrieval.
@@ -97,7 +99,7 @@ def evaluate(
     rows = open_source(source)
     found = model if isinstance(model, Model) else open_model(model, rows, device)
     asked = (found, rows, label, streams, query, target, group, seed, decibels, noise)
-    options = (seconds, stride, ties, missing, more)
+    options = (average, seconds, stride, ties, missing, more)
     evaluators = [_evaluator(Asked(task, *asked, *options)) for task in tasks]
     learns = any(task in ("probe", "svm", "knn") for task in tasks)
     if folds is not None:
@@ -148,6 +150,7 @@ class Asked:
     seed: int
     decibels: Sequence[int]
     noise: str | None
+    average: Average
     seconds: float | None
     stride: float
     ties: Ties
@@ -226,7 +229,8 @@ def _classes(asked: Asked) -> Evaluator:
     options = asked.model.method.options
     asked.rows.column(asked.label or options.label)
     several = options.task == "multilabel"
-    return Classification(options.classes, asked.label or options.label, several, group=asked.group, seed=asked.seed)
+    label = asked.label or options.label
+    return Classification(options.classes, label, several, asked.average, asked.group, asked.seed)
 
 
 def _events(asked: Asked) -> Evaluator:
