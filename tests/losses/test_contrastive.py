@@ -81,7 +81,7 @@ def test_copies_of_one_caption_count_as_one(symmetric: bool) -> None:
 
 def test_the_joint_denominator_leaves_log_2_and_two_do_not() -> None:
     far = 8 * torch.eye(3)
-    assert mil_nce(far, far[:, None]).tolist() == pytest.approx([math.log(2)] * 3)
+    assert mil_nce(far, far[:, None]).tolist() == pytest.approx([math.log(2)] * 3, abs=1e-5)
     assert mil_nce(far, far[:, None], symmetric=True).tolist() == pytest.approx([0, 0, 0], abs=1e-6)
     assert (mil_nce(*_some(candidates=1)) >= math.log(2)).all()
     assert float(mil_nce(I2[:1], I2[:1, None])) == pytest.approx(math.log(2))

@@ -227,7 +227,8 @@ def _blocks_by_stage(tensors: Mapping[str, Tensor]) -> dict[int, int]:
                 stage, number = int(match[1]), int(match[2] or 0)
                 counts[stage] = max(counts.get(stage, 0), number + 1)
     if not counts or sorted(counts) != list(range(min(counts), min(counts) + len(counts))):
-        raise TriptychError("These are no weights of a residual network: no stages can be told from their keys.")
+        some = f"the key '{next(iter(tensors))}'" if tensors else "no key"
+        raise TriptychError(f"These are no weights of a residual network: {some} names no stage of one.")
     return counts
 
 
