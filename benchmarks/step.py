@@ -32,7 +32,7 @@ from triptych import catalog
 from triptych.api.sources import complete, named_recipe
 from triptych.batch import Batch
 from triptych.data.loader import Loader
-from triptych.data.targets import OneLabel
+from triptych.data.targets import LabelsBySecond, OneLabel
 from triptych.media.collection import Rows
 from triptych.method import Clock, Method
 from triptych.toyworld.write import write_toyworld
@@ -169,10 +169,12 @@ def one(name: str, recipe_name: str, options: argparse.Namespace) -> None:
     """Print the line of one method and size."""
     with tempfile.TemporaryDirectory() as folder:
         rows = Rows.open(write_toyworld(Path(folder), recordings=options.rows, seed=5, progress=False))
-        classes = tuple(sorted(set(rows.column("kind"))))
-        recipe, tokenizer = complete(named_recipe(name, recipe_name), rows, classes)
+        asked = named_recipe(name, recipe_name)
+        label = getattr(asked.config, "label", "kind")
+        target = (LabelsBySecond if rows.column(label)[0].startswith("[") else OneLabel).find(rows, label)
+        recipe, tokenizer = complete(asked, rows, target.classes)
         size = recipe.batch.model_copy(update={"rows": options.rows, "seconds": None, "accumulate": 1})
-        targets = {"kind": OneLabel(classes)}
+        targets = {label: target}
         loader = Loader(
             rows, recipe.train, size, tokenizer=tokenizer, targets=targets, workers=0, device=options.device
         )

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from triptych.data.clips import Look, decode, seeded
+from triptych.data.clips import Item, Look, collate, decode, seeded
 from triptych.data.loader import Loader
 from triptych.data.spans import Piece, Span
 from triptych.data.text import Tokenizer
@@ -247,3 +247,10 @@ def test_workers_and_this_process_decode_alike(rows: Rows) -> None:
         for one, other in zip(alone.epoch(0), several.epoch(0), strict=True):
             for a, b in zip(one.views, other.views, strict=True):
                 assert torch.equal(a["video"].data, b["video"].data) and torch.equal(a["audio"].data, b["audio"].data)
+
+
+def test_windows_that_a_row_does_not_have_are_zeros() -> None:
+    told = [{"windows": torch.ones(count, 2), "start": torch.tensor(0.5)} for count in (1, 3)]
+    batch = collate([Item(row, (), labels) for row, labels in enumerate(told)])
+    assert batch.drawn["windows"].sum(dim=2).tolist() == [[2, 0, 0], [2, 2, 2]]
+    assert batch.drawn["start"].tolist() == [0.5, 0.5]

@@ -519,3 +519,11 @@ def test_whatever_is_drawn_lies_inside_and_comes_again(
                     assert bool((span.times >= low - 1e-6).all()) and bool((span.times <= high + 1e-6).all())
                 for piece in span.pieces:
                     assert low - 1e-6 <= piece.start <= piece.end <= high + 1e-6 and 0 <= piece.at < span.steps
+
+
+def test_a_grid_tells_its_windows_whatever_the_streams_read_of_them() -> None:
+    view = {"video": video(seconds=2.0, at="centre", short="zero"), "audio": audio()}
+    drawn = draw(timeline(4.0, start=1.5), Grid(seconds=1.0, count=None), view)
+    assert drawn is not None and drawn.labels["start"].item() == 1.5
+    assert drawn.labels["windows"].tolist() == [[1.5, 2.5], [2.5, 3.5], [3.0, 4.0]]
+    assert [(span.start, span.end) for span in drawn.views[0]["video"]] == [(1.5, 3.0), (2.0, 4.0), (2.5, 4.0)]

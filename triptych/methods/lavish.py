@@ -499,7 +499,7 @@ def upon(base: str, config: Config, test: Viewing) -> Recipe:
         train=Viewing(windows=windows, views=({stream: varied(spec) for stream, spec in view.items()},)),
         test=Viewing(windows=windows, views=(view,)),
         batch=BatchSpec(rows=8),
-        steps=1200,
+        steps=600,
         optimizer=OptimizerSpec(lr=1e-3, weight_decay=0.05),
         schedules={"main": ScheduleSpec(shape="cosine", warmup=0.1)},
     )
