@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,6 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tests.methods.test_lava import _view
+from tests.methods.test_vatt import _build as _vatt
+from tests.methods.test_vatt import _view as _vatt_view
 from tests.processes import in_two_processes
 from tests.tiny import tiny_lava
 from tests.training.test_loop import FakeLoader, _log
@@ -159,6 +163,22 @@ def _by_rule(rank: int, world: int) -> Found:
     return {"weight": weight.grad, "other": other.grad}
 
 
+def _gathering_terms(rank: int, world: int) -> Found:
+    """Gradients of VATT's two terms, taken one by one, each back through the gathering of keys."""
+    method = _vatt(mean="global").double().train()
+    module = parallel.wrap(method, "ddp", torch.device("cpu"))
+    rows = 8
+    view = {n: Clip(*(_mine(x, rank, world) for x in (c.data, c.length, c.span))) for n, c in _vatt_view(rows).items()}
+    view = {n: replace(c, data=c.data.double() if c.data.is_floating_point() else c.data) for n, c in view.items()}
+    drawn = {f"{stream}_permutation": torch.arange(8) for stream in ("video", "audio")}
+    with method.given(drawn), module.no_sync() if world > 1 else nullcontext():  # type: ignore[operator]
+        losses = module(Batch(views=(view,), rows=_mine(torch.arange(rows), rank, world)), Clock())
+    parameters = list(method.parameters())
+    backward(losses, Harmonization(mode="none"), 1.0, Clock(), parameters)
+    parallel.average_gradients(parameters)
+    return {f"gradient of {n}": p.grad for n, p in method.named_parameters() if p.grad is not None}
+
+
 CASES: dict[str, tuple[Callable[..., Found], tuple[str, ...]]] = {
     "lava, ddp": (_lava, ("ddp",)),
     "lava, fsdp": (_lava, ("fsdp",)),
@@ -169,6 +189,7 @@ CASES: dict[str, tuple[Callable[..., Found], tuple[str, ...]]] = {
     "gathered keys": (_gathered, ()),
     "accumulation and an unused layer": (_accumulated, ()),
     "a rule over terms": (_by_rule, ()),
+    "a rule over terms that gather": (_gathering_terms, ()),
     **{f"{name}, {kind}": (_optimized, (kind, name)) for kind in ("ddp", "fsdp") for name in ("adamw", "sgd", "lars")},
 }
 
