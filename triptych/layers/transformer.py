@@ -87,8 +87,9 @@ class Block(nn.Module):
         self, x: Float[Tensor, "batch tokens width"], mask: Bool[Tensor, "batch tokens"] | None = None
     ) -> Float[Tensor, "batch tokens width"]:
         """Return the stream after attention and feed-forward part."""
-        x = x + self.attend(x, mask)
+        # By the class: FSDP gathers and frees the parameters round what is called on the block itself.
+        x = x + Block.attend(self, x, mask)
         if self.post:
             x = self.norm1(x)
-        x = x + self.feed(x)
+        x = x + Block.feed(self, x)
         return self.norm2(x) if self.post else x
