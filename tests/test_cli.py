@@ -91,7 +91,8 @@ def test_several_labels_folds_and_other_splits(world: Path, trained: Path, capsy
     found = json.loads(capsys.readouterr().out)
     assert set(found["scores"]) == {str(trained), "random:lava", "pixels and spectrogram"}
     scores = found["scores"][str(trained)]
-    assert set(scores) == {"probe video mAP", "probe video d'"} and scores["probe video mAP"]["n"] == len(rows)
+    assert set(scores) == {"probe video mAP", "probe video AUC", "probe video d'"}
+    assert scores["probe video mAP"]["n"] == len(rows)
     assert "folds" in found["notes"][0] and (trained / "evaluations.jsonl").is_file()
     lists = Rows.open(world).split("val")
     lists.save(world.with_name("val-only.csv"))
