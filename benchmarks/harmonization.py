@@ -1,13 +1,13 @@
 """Does gradient harmonization help, or harm? VATT ``small`` on the toy world by each mode of the rule, steps alike.
 
-For each mode: how often the gradients of the two terms conflicted, how many steps were kept, the gradients' cosine before
-and after, retrieval among the test recordings, and the linear probe that VATT's file names. ``none`` is plain VATT.
+For each mode: how often the gradients of the two terms conflicted, how many steps were kept, the gradients' cosine
+before and after, retrieval among the test recordings, and the linear probe that VATT's file names. ``none`` is plain.
 
     python benchmarks/harmonization.py --out DIR --world DIR [--modes none,realign,curriculum,both] [--steps 800]
         [--minutes M] [--seed 0]
 
-WORLD holds the toy world's manifest, probed (``probed.csv``) or not. With ``--minutes`` each mode gets so much time, and as
-many steps as it then takes. What is in DIR already is used, so an interrupted benchmark goes on.
+WORLD holds the toy world's manifest, probed (``probed.csv``) or not. With ``--minutes`` each mode gets so much time,
+and as many steps as it then takes. What is in DIR already is used, so an interrupted benchmark goes on.
 """
 
 import argparse
