@@ -14,7 +14,7 @@ from itertools import combinations
 from typing import ClassVar, Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
@@ -28,6 +28,7 @@ from triptych.encoders.fusion import FusionTransformer, GatedUnit, TokenSet
 from triptych.errors import TriptychError, UsageError
 from triptych.layers.batch_norm import BatchNorm
 from triptych.layers.pooling import masked_mean
+from triptych.layers.word_table import WordTable
 from triptych.losses.contrastive import info_nce
 from triptych.method import Clock, Facts, Losses, Method
 from triptych.recipe import (
@@ -124,25 +125,6 @@ class EverythingAtOnceConfig(Config):
         return self
 
 
-class Words(nn.Module):
-    """A table of word vectors: learned, or a constant of the model."""
-
-    weight: Float[Tensor, "entries width"]
-
-    def __init__(self, entries: int, width: int, frozen: bool) -> None:
-        """Draw a table; a frozen one waits for the vectors of a file."""
-        super().__init__()
-        table = torch.randn(entries, width)
-        if frozen:
-            self.register_buffer("weight", table)
-        else:
-            self.weight = nn.Parameter(table)
-
-    def forward(self, ids: Int[Tensor, "batch steps"]) -> Float[Tensor, "batch steps width"]:
-        """Look the words up."""
-        return functional.embedding(ids, self.weight)
-
-
 class EverythingAtOnce(Method):
     """Token projections, one fusion transformer, output projections; the sound has a network before its tokens."""
 
@@ -157,7 +139,7 @@ class EverythingAtOnce(Method):
             self.spaces["late"] = "cosine"
         self.words = None
         if config.vocabulary is not None:
-            self.words = Words(config.vocabulary, config.word_width, config.frozen_words)
+            self.words = WordTable(config.vocabulary, config.word_width, config.frozen_words)
         self.davenet = ResDAVEnet(config.mels, config.audio_widths, config.audio_blocks)
         inputs = {"text": config.word_width, "video": sum(config.video_widths), "audio": self.davenet.width}
         self.tokens = nn.ModuleDict(
@@ -270,8 +252,7 @@ class EverythingAtOnce(Method):
     def take_words(self, vectors: Float[Tensor, "entries width"]) -> None:
         """Fill the table of word vectors."""
         assert self.words is not None
-        with torch.no_grad():
-            self.words.weight.copy_(vectors)
+        self.words.take(vectors)
 
     def train(self, mode: bool = True) -> "EverythingAtOnce":
         """Set the mode; batch norms stay as in evaluation if their moments are frozen."""
